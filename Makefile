@@ -1,0 +1,37 @@
+# make demo   install, then run the embedded default end to end (runs/demo)
+# make test   install, lint, run the tests
+# make lint   the same checks that pre-commit runs
+# make serve  answer over HTTP with the model of MODEL (default: the demo's)
+
+PYTHON ?= python3
+MODEL ?= runs/demo/model
+BIN := .venv/bin
+export RAY_AUTH_MODE ?= disabled
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: demo test lint serve install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python pipelines/quickstart.py
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest
+
+serve: install
+	$(BIN)/serve run serve.app:app model=$(MODEL)
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

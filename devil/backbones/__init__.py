@@ -1,0 +1,6 @@
+"""Vision backbones by name: frozen models whose named layers come out as feature maps."""
+
+from devil.backbones.base import Backbone, LayerOutput
+from devil.backbones.registry import LOADERS, load_backbone
+
+__all__ = ["LOADERS", "Backbone", "LayerOutput", "load_backbone"]

@@ -1,0 +1,54 @@
+"""Backbones by name: `LIBRARY:NAME` → a loaded, frozen model.
+
+One loader per library; each knows how that library names, builds, and normalises, and how its
+architectures lay out tensors. A name without `weights` fetches the library's own pretrained
+weights, if they are not cached; `random` and a path never touch the network.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from devil.backbones.base import Backbone, LoadedModel
+from devil.backbones.open_clip_models import load_open_clip
+from devil.backbones.timm_models import load_timm
+from devil.backbones.torchvision_models import load_torchvision
+from devil.backbones.transformers_models import load_transformers
+from devil.config import BackboneConfig
+from devil.errors import BackboneError, DevilError
+
+LOADERS: dict[str, Callable[[str, BackboneConfig], LoadedModel]] = {
+    "timm": load_timm,
+    "open_clip": load_open_clip,
+    "transformers": load_transformers,
+    "torchvision": load_torchvision,
+}
+
+
+def load_backbone(config: BackboneConfig | str, *, device: torch.device | str = "cpu") -> Backbone:
+    """Load a frozen backbone by its configuration, or by its name alone.
+
+    Raises:
+        BackboneError: unknown library or model, or weights that cannot be had or do not fit.
+        LayerError: a layer does not exist; the message lists the right ones.
+    """
+    config = BackboneConfig(name=config) if isinstance(config, str) else config
+    library, _, name = config.name.partition(":")
+    if library not in LOADERS:
+        raise BackboneError(
+            f"backbone {config.name!r}: unknown library {library!r}; allowed: {sorted(LOADERS)}, "
+            "as in timm:resnet50."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            loaded = LOADERS[library](name, config)
+        except DevilError:
+            raise
+        except Exception as error:  # hubs and model constructors raise many kinds
+            raise BackboneError(
+                f"backbone {config.name!r} with weights {config.weights!r} cannot be loaded "
+                f"({type(error).__name__}: {error}). Check the name, or give weights=PATH of a "
+                "local state dict, or weights='random'."
+            ) from error
+    return Backbone(config.name, loaded, config.layers).to(device)

@@ -1,0 +1,228 @@
+"""Configuration: frozen dataclasses, validated on construction, from which the command lines are made.
+
+What is discovered at run time (feature widths, the language model's width) is a constructor
+argument of the parts and never stands here. `from_dict` refuses unknown keys, so a saved
+configuration of another version is never half understood.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from devil.errors import ConfigError
+
+Config = TypeVar("Config")
+
+
+def _check(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """Which frozen vision model, and which of its layers, are explained."""
+
+    name: str
+    """`timm:NAME`, `open_clip:ARCHITECTURE[/TAG]`, `transformers:ID` or `torchvision:NAME[/WEIGHTS]`."""
+    weights: str = "pretrained"
+    """`pretrained` (the library's own, fetched when not cached), `random`, or the path of a state dict."""
+    layers: tuple[str, ...] = ()
+    """Module names as `named_modules()` prints them; empty: the family's default list."""
+    image_size: int | None = None
+    """Input side in pixels; None: the model's own."""
+    seed: int = 0
+    """Seed of the weights when `weights` is `random`."""
+
+    def __post_init__(self) -> None:
+        _check(":" in self.name, "backbone name", self.name, "LIBRARY:NAME, e.g. timm:resnet50")
+        _check(
+            len(set(self.layers)) == len(self.layers), "layers", self.layers, "each layer only once"
+        )
+        size = self.image_size
+        _check(size is None or size >= 16, "image_size", size, "at least 16, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModelConfig:
+    """Which frozen causal language model continues the prefix."""
+
+    name: str
+    """Hub id or folder in transformers' layout."""
+    text: Literal["verbatim", "plain"] = "verbatim"
+    """How captions and queries are written: as they are, or lower-case without the final stop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslatorConfig:
+    """Size of the translator (SPEC §1; defaults are the paper's with OPT-125M)."""
+
+    width: int = 768
+    """Width d of tokens inside the translator."""
+    depth: int = 12
+    """Number of pre-LN Transformer blocks."""
+    heads: int = 12
+    """Attention heads per block."""
+    feedforward: int = 3072
+    """Hidden width of each block's MLP."""
+    prefix_length: int = 10
+    """Number n of prefix embeddings handed to the language model."""
+    class_tokens: bool = False
+    """Add the class token of each layer, with a slot of its own."""
+    standardise: bool = True
+    """Scale features by the training set's mean and deviation per channel (folds into the Linear)."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "feedforward", "prefix_length"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _check(
+            self.width % self.heads == 0, "width", self.width, f"a multiple of {self.heads} heads"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """Greedy decoding and the batches in which locations are decoded."""
+
+    max_new_tokens: int = 50
+    """At most this many tokens per caption."""
+    batch_size: int = 512
+    """Rows that the language model decodes or scores at once."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionConfig:
+    """What extraction stores of each image."""
+
+    mode: Literal["pooled", "maps"] = "pooled"
+    """`pooled`: one clean mean and the dropout draws per layer; `maps`: the whole maps."""
+    draws: int = 4
+    """Dropout draws K stored per row and layer in `pooled` mode."""
+    feature_dropout: float = 0.5
+    """Probability p with which a draw leaves a location out."""
+    seed: int = 0
+    """Seed of the draws; a row's draws depend on the seed and its key alone."""
+    batch_size: int = 64
+    """Images per forward pass of the backbone."""
+    max_pixels: int = 100_000_000
+    """Pictures with more pixels are refused before they are decoded."""
+
+    def __post_init__(self) -> None:
+        _check(self.draws >= 0, "draws", self.draws, "at least 0")
+        _check(0 <= self.feature_dropout < 1, "feature_dropout", self.feature_dropout, "[0, 1)")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _check(self.max_pixels >= 1, "max_pixels", self.max_pixels, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """Optimisation of the translator (SPEC §1; defaults are the paper's)."""
+
+    steps: int = 1_000_000
+    """Optimiser steps in all."""
+    batch_size: int = 64
+    """Images per step over all workers together."""
+    captions_per_image: int = 1
+    """Captions of each image in a step; they share the image's prefix."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    final_learning_rate: float = 1e-6
+    """Floor of the linear decay."""
+    warmup_steps: int = 5_000
+    """Steps of linear warm-up; at most `steps`."""
+    weight_decay: float = 1e-6
+    """AdamW's decay, not applied to biases, norms, and learned tokens."""
+    gradient_clip: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
+    token_dropout: float = 0.5
+    """Probability with which a layer's token is hidden."""
+    lm_dropout: bool = False
+    """Leave the language model's own dropout active, as the published code does."""
+    max_caption_tokens: int = 64
+    """Longer captions are left out of training, and counted aloud."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto`: bfloat16 autocast where the processor has it."""
+    validation_rows: int = 500
+    """Rows held out of training, the same for every run over the same keys."""
+    validate_every: int = 2_000
+    """Steps between validations (loss and CIDEr)."""
+    checkpoint_every: int = 1_000
+    """Steps between checkpoints."""
+    log_every: int = 50
+    """Steps between lines of metrics."""
+    chunk_rows: int = 100_000
+    """Rows of the store held in memory and shuffled together."""
+    seed: int = 0
+    """Seed of the initialisation, the order, and every draw."""
+
+    def __post_init__(self) -> None:
+        at_least_one = (
+            "steps batch_size captions_per_image max_caption_tokens validate_every "
+            "checkpoint_every log_every chunk_rows"
+        )
+        for name in at_least_one.split():
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("warmup_steps", "weight_decay", "gradient_clip", "validation_rows"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _check(0 <= self.token_dropout < 1, "token_dropout", self.token_dropout, "[0, 1)")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
+        floor = self.final_learning_rate
+        _check(0 <= floor <= self.learning_rate, "final_learning_rate", floor, "[0, learning_rate]")
+
+
+def to_dict(config: object) -> dict[str, Any]:
+    """The configuration as JSON-ready values (tuples become lists)."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """Rebuild a configuration of type `kind` from `to_dict`'s output.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value has the wrong type or range.
+    """
+    assert dataclasses.is_dataclass(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{kind.__name__} has no field {unknown}; fields: {sorted(fields)}.")
+    hints = typing.get_type_hints(kind)
+    converted = {k: _convert(f"{kind.__name__}.{k}", v, hints[k]) for k, v in values.items()}
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise ConfigError(f"{kind.__name__} needs the field {missing}.")
+    return kind(**converted)
+
+
+def _convert(name: str, value: Any, hint: Any) -> Any:
+    """JSON value → the field's type, or a `ConfigError` that names the field."""
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(value, list | tuple):
+        if all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif origin is Literal:
+        if value in typing.get_args(hint):
+            return value
+    elif origin is types.UnionType:
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _convert(name, value, next(o for o in options if o is not type(None)))
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif (
+        isinstance(hint, type)
+        and isinstance(value, hint)
+        and (hint is bool or not isinstance(value, bool))
+    ):
+        return value
+    raise ConfigError(f"{name} is {value!r}; a value of type {hint} is needed.")

@@ -1,0 +1,53 @@
+"""The exception tree: everything a user can cause is a `DevilError`, and most are `ValueError` too.
+
+A message names what was wrong, the value, what is allowed, and the way out. Each class takes the
+message alone, so that every error survives pickling between processes.
+"""
+
+
+class DevilError(Exception):
+    """Base of all errors that DeViL raises on purpose."""
+
+
+class ConfigError(DevilError, ValueError):
+    """A configuration value is out of range or contradicts another."""
+
+
+class DataError(DevilError, ValueError):
+    """Input data is malformed: a shard, a caption, a serialised explanation."""
+
+
+class ImageError(DataError):
+    """A picture cannot be decoded, or its size is outside the accepted range."""
+
+
+class CaptionError(DataError):
+    """A caption is empty or longer than the language model's context allows."""
+
+
+class QueryError(DevilError, ValueError):
+    """A saliency query has no tokens, or does not fit the request."""
+
+
+class BackboneError(DevilError, ValueError):
+    """A backbone or its weights cannot be loaded, or are not those that are expected."""
+
+
+class LayerError(BackboneError):
+    """A layer name does not exist, or the layer's output is no feature map."""
+
+
+class LanguageModelError(DevilError, ValueError):
+    """A language model cannot be loaded or lacks what the method needs."""
+
+
+class ModelFolderError(DevilError, ValueError):
+    """A model folder is incomplete, corrupt, or of another format."""
+
+
+class FeatureStoreError(DevilError, ValueError):
+    """A feature store is incomplete, corrupt, or was written under another configuration."""
+
+
+class MissingToolError(DevilError, RuntimeError):
+    """An optional tool or package is not there; the message says how to get it."""

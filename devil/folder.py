@@ -1,0 +1,283 @@
+"""Model folders in hub layout: `save_model`, `load_model`, `push_model`.
+
+``config.json`` (translator, backbone and LM by name, training summary), ``model.safetensors`` (the
+translator alone), ``statistics.safetensors`` (mean and deviation of each slot's features) and
+``README.md`` (model card). The frozen models are named, not copied; digests prove that what is
+loaded is what the translator was trained for. Local paths are kept relative to the folder.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from torch import Tensor
+
+from devil.backbones import load_backbone
+from devil.backbones.base import Backbone, weights_digest
+from devil.card import model_card
+from devil.config import BackboneConfig, LanguageModelConfig, TranslatorConfig, from_dict, to_dict
+from devil.errors import BackboneError, ConfigError, LanguageModelError, ModelFolderError
+from devil.language_model import LanguageModel, load_language_model
+from devil.model import DeViL, SlotStatistics
+from devil.translator import Translator
+from devil.types import LayerShape
+
+FORMAT_VERSION = 1
+CONFIG, WEIGHTS, STATISTICS, CARD = (
+    "config.json",
+    "model.safetensors",
+    "statistics.safetensors",
+    "README.md",
+)
+
+
+def save_model(model: DeViL, folder: str | PathLike[str]) -> None:
+    """Write a model folder beside its place and rename it there; an older one is replaced."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        _write_files(model, temporary, folder)
+        os.chmod(temporary, 0o755)
+        if folder.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+            os.rename(folder, retired / folder.name)
+            os.rename(temporary, folder)
+            shutil.rmtree(retired)
+        else:
+            os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_files(model: DeViL, folder: Path, final: Path) -> None:
+    state = {k: v.detach().cpu().contiguous() for k, v in model.translator.state_dict().items()}
+    safetensors.torch.save_file(state, folder / WEIGHTS)
+    statistics: dict[str, Tensor] = {}
+    for slot, (mean, std) in model.statistics.items():
+        statistics[f"mean.{slot}"] = mean.detach().cpu().contiguous()
+        statistics[f"std.{slot}"] = std.detach().cpu().contiguous()
+    safetensors.torch.save_file(statistics, folder / STATISTICS)
+    config = model_config(model, final)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CARD).write_text(model_card(model, config))
+
+
+def model_config(model: DeViL, folder: Path) -> dict[str, Any]:
+    """What `config.json` holds."""
+    backbone = model.backbone_config
+    if backbone.weights not in ("pretrained", "random"):
+        backbone = replace(backbone, weights=_relative(backbone.weights, folder))
+    language_model = model.language_model.config
+    if Path(language_model.name).is_dir():
+        language_model = replace(language_model, name=_relative(language_model.name, folder))
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": model.name,
+        "version": weights_digest(model.translator),
+        "backbone": to_dict(replace(backbone, layers=model.layers)),
+        "backbone_digest": model.backbone_digest,
+        "layers": {name: list(shape) for name, shape in model.shapes.items()},
+        "language_model": to_dict(language_model),
+        "language_model_digest": model.language_model.digest(),
+        "embedding_width": model.language_model.embedding_width,
+        "translator": to_dict(model.translator.config),
+        "training": model.summary,
+    }
+
+
+def _relative(path: str, folder: Path) -> str:
+    return os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
+
+
+def load_model(
+    name: str | PathLike[str],
+    *,
+    device: torch.device | str = "cpu",
+    backbone_weights: str | None = None,
+    language_model: str | None = None,
+    with_backbone: bool = True,
+    revision: str | None = None,
+) -> DeViL:
+    """Load a model folder; arguments and errors as `DeViL.from_pretrained`."""
+    folder = _folder(name, revision)
+    config = _read_config(folder)
+    try:
+        return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise ModelFolderError(
+            f"{folder / CONFIG} is not a model configuration of format {FORMAT_VERSION}: {error}"
+        ) from error
+
+
+def _folder(name: str | PathLike[str], revision: str | None) -> Path:
+    if Path(name).is_dir():
+        return Path(name)
+    text = str(name)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.startswith("runs/"):
+        raise ModelFolderError(f"model folder {text} does not exist; give a folder or a hub id.")
+    try:
+        files = [CONFIG, WEIGHTS, STATISTICS, CARD]
+        return Path(snapshot_download(text, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub client raises many kinds
+        raise ModelFolderError(
+            f"{text} is no folder here, and cannot be had from the hub "
+            f"({type(error).__name__}: {error})."
+        ) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    missing = [f for f in (CONFIG, WEIGHTS, STATISTICS) if not (folder / f).is_file()]
+    if missing:
+        raise ModelFolderError(f"model folder {folder} lacks {missing}; copy the whole folder.")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise ModelFolderError(f"{folder / CONFIG} is corrupt: {error}") from error
+    if not isinstance(config, dict) or config.get("format_version") != FORMAT_VERSION:
+        found = config.get("format_version") if isinstance(config, dict) else None
+        raise ModelFolderError(
+            f"model folder {folder} has format version {found!r}; this version of devil reads "
+            f"{FORMAT_VERSION}."
+        )
+    return config
+
+
+def _assemble(
+    folder: Path,
+    config: Mapping[str, Any],
+    device: torch.device | str,
+    backbone_weights: str | None,
+    language_model: str | None,
+    with_backbone: bool,
+) -> DeViL:
+    shapes = {layer: LayerShape(*shape) for layer, shape in config["layers"].items()}
+    translator = Translator(
+        from_dict(TranslatorConfig, config["translator"]),
+        {layer: shape.channels for layer, shape in shapes.items()},
+        config["embedding_width"],
+    )
+    _load_translator(translator, folder / WEIGHTS)
+    statistics = _read_statistics(folder / STATISTICS, translator)
+    lm = _language_model(folder, config, language_model, device)
+    backbone_config = from_dict(BackboneConfig, config["backbone"])
+    if backbone_config.weights not in ("pretrained", "random"):
+        path = backbone_weights or os.path.normpath(folder / backbone_config.weights)
+        backbone_config = replace(backbone_config, weights=path)
+    backbone = None
+    if with_backbone:
+        backbone = load_backbone(backbone_config, device=device)
+        _check_digest(backbone, config)
+    model = DeViL(
+        translator=translator,
+        language_model=lm,
+        backbone_config=backbone_config,
+        backbone_digest=config["backbone_digest"],
+        shapes=shapes,
+        statistics=statistics,
+        backbone=backbone,
+        summary=config["training"],
+        name=config["name"],
+    )
+    model.version = config["version"]
+    return model.to(device).eval()
+
+
+def _load_translator(translator: Translator, path: Path) -> None:
+    state = _read_tensors(path)
+    expected = translator.state_dict()
+    wrong = sorted(set(expected) ^ set(state)) or [
+        name for name, tensor in state.items() if tensor.shape != expected[name].shape
+    ]
+    if wrong:
+        raise ModelFolderError(f"{path} does not fit its {CONFIG}: tensors {wrong[:5]}.")
+    translator.load_state_dict(state)
+
+
+def _read_statistics(path: Path, translator: Translator) -> dict[str, SlotStatistics]:
+    tensors = _read_tensors(path)
+    missing = [s for s in translator.slots if not {f"mean.{s}", f"std.{s}"} <= set(tensors)]
+    if missing:
+        raise ModelFolderError(f"{path} lacks the statistics of {missing}.")
+    return {s: SlotStatistics(tensors[f"mean.{s}"], tensors[f"std.{s}"]) for s in translator.slots}
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors raises its own kind, the system others
+        raise ModelFolderError(
+            f"{path} is corrupt ({error}); copy it again from where it was made."
+        ) from error
+
+
+def _language_model(
+    folder: Path, config: Mapping[str, Any], override: str | None, device: torch.device | str
+) -> LanguageModel:
+    lm_config = from_dict(LanguageModelConfig, config["language_model"])
+    inside = os.path.normpath(folder / lm_config.name)
+    if override or Path(inside).is_dir():
+        lm_config = replace(lm_config, name=override or inside)
+    lm = load_language_model(lm_config, device=device)
+    digest = lm.digest()
+    if digest != config["language_model_digest"]:
+        raise LanguageModelError(
+            f"language model {lm_config.name} has digest {digest}; the translator was trained "
+            f"for {config['language_model_digest']}. Give that model by language_model=FOLDER."
+        )
+    return lm
+
+
+def _check_digest(backbone: Backbone, config: Mapping[str, Any]) -> None:
+    digest = backbone.digest()
+    if digest != config["backbone_digest"]:
+        raise BackboneError(
+            f"backbone {backbone.name} has weights of digest {digest}; the translator was trained "
+            f"for {config['backbone_digest']}. Give those weights by backbone=PATH."
+        )
+
+
+def push_model(
+    model: DeViL,
+    repository: str,
+    *,
+    private: bool = True,
+    message: str = "",
+    api: HfApi | None = None,
+) -> str:
+    """Upload a model folder to the hub, making the repository if it does not exist.
+
+    Backbone and LM must be named by hub ids: paths of this machine mean nothing elsewhere.
+
+    Raises:
+        ModelFolderError: a frozen model is a local file, which the upload would not contain.
+    """
+    local = [
+        path
+        for path in (model.backbone_config.weights, model.language_model.config.name)
+        if Path(path).exists()
+    ]
+    if local:
+        raise ModelFolderError(
+            f"{local} are local files, which a hub model could not name; upload them first and "
+            "load the model by their hub ids."
+        )
+    api = api or HfApi()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        save_model(model, folder)
+        api.create_repo(repository, private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message or "Upload DeViL model"
+        )
+    return str(commit)

@@ -1,0 +1,224 @@
+"""A frozen causal language model of transformers: embed, run on embeddings, tokenise.
+
+SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; a model without a BOS token starts with the
+prefix. Decoding and scoring are left to `decoding` and `saliency`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.activations import NewGELUActivation
+
+from devil.backbones.base import weights_digest
+from devil.config import LanguageModelConfig
+from devil.errors import CaptionError, LanguageModelError, QueryError
+
+ANCHOR = "a"
+"""Stands before a query without a prompt while it is tokenised, as a word of a sentence would."""
+
+
+class LanguageModel(nn.Module):
+    """A frozen causal LM and its tokenizer.
+
+    Attributes:
+        config: the name it was loaded by, and how text is written for it.
+        embedding_width: width of its input embeddings (not always its hidden width).
+        context: longest sequence it takes, in tokens.
+        bos, eos: token ids; `bos` is None where the tokenizer has none.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, config: LanguageModelConfig) -> None:
+        """Wrap a loaded model and tokenizer, and freeze the model.
+
+        Raises:
+            LanguageModelError: there is no end-of-text token, so captions could not end.
+        """
+        super().__init__()
+        self.config = config
+        self.model = _fuse_activations(model).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.bos: int | None = tokenizer.bos_token_id
+        if tokenizer.eos_token_id is None:
+            raise LanguageModelError(
+                f"language model {config.name!r}: its tokenizer has no end-of-text token, so "
+                "captions could not end; set eos_token in its tokenizer_config.json."
+            )
+        self.eos: int = tokenizer.eos_token_id
+        self.embedding_width: int = model.get_input_embeddings().embedding_dim
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context: int = int(limit) if limit else 2048
+        self._check_head()
+
+    def _check_head(self) -> None:
+        """Compare `logits(hidden)` with the whole model once: some families scale their logits."""
+        with torch.inference_mode():
+            embeddings = self.embed(torch.tensor([[self.eos, self.eos]], device=self.device))
+            ours = self.logits(self.hidden(embeddings).last_hidden_state)
+            whole = self.model(inputs_embeds=embeddings).logits.float()
+        if not torch.allclose(ours, whole, rtol=1e-2, atol=1e-2):
+            raise LanguageModelError(
+                f"language model {self.config.name!r} ({type(self.model).__name__}) turns hidden "
+                "states into logits in a way that is not known here; choose another family."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        """Stay in evaluation mode: the model is frozen (see `with_dropout`)."""
+        return super().train(False)
+
+    @contextlib.contextmanager
+    def with_dropout(self, active: bool) -> Iterator[None]:
+        """Leave the model's own dropout active inside the block, as the published code does."""
+        self.model.train(active)
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def digest(self) -> str:
+        """SHA-256 (first 16 hex digits) of the weights."""
+        return weights_digest(self.model)
+
+    def embed(self, ids: Int[Tensor, "*batch token"]) -> Float[Tensor, "*batch token hidden"]:
+        """Input embeddings of token ids."""
+        return self.model.get_input_embeddings()(ids)
+
+    def start(
+        self, prefix: Float[Tensor, "batch prefix hidden"]
+    ) -> Float[Tensor, "batch token hidden"]:
+        """``[BOS, prefix]``, or the prefix alone where there is no BOS token."""
+        prefix = prefix.to(self.model.get_input_embeddings().weight.dtype)
+        if self.bos is None:
+            return prefix
+        bos = self.embed(torch.tensor([[self.bos]], device=prefix.device))
+        return torch.cat([bos.expand(prefix.shape[0], -1, -1), prefix], dim=1)
+
+    def hidden(self, embeddings: Float[Tensor, "batch token hidden"], **arguments: Any) -> Any:
+        """Run the body without the head; the output's `last_hidden_state` feeds `logits`."""
+        return self.model.base_model(inputs_embeds=embeddings, **arguments)
+
+    def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
+        """Next-token logits (float32) of hidden states."""
+        logits = self.model.get_output_embeddings()(hidden)
+        scale = getattr(self.model.config, "logits_scaling", None)  # Granite divides by it
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
+        logits = logits / scale if scale else logits
+        logits = torch.tanh(logits / cap) * cap if cap else logits
+        return logits.float()
+
+    def clean(self, text: str) -> str:
+        """Text in the manner of `config.text`, with single spaces."""
+        text = " ".join(text.split())
+        if self.config.text == "plain":
+            text = text.lower()
+            text = text[:-1].rstrip() if text.endswith(".") else text
+        return text
+
+    def caption_ids(self, caption: str, *, limit: int | None = None) -> list[int]:
+        """Token ids of a caption, without BOS and EOS.
+
+        Raises:
+            CaptionError: the caption is empty, or longer than `limit` or what the context leaves.
+        """
+        ids: list[int] = self.tokenizer(
+            self.clean(caption), add_special_tokens=False, verbose=False
+        )["input_ids"]
+        if not ids:
+            raise CaptionError(f"caption {caption!r} is empty; leave it out.")
+        allowed = self.context - 2 if limit is None else min(limit, self.context - 2)
+        if len(ids) > allowed:
+            raise CaptionError(
+                f"caption {caption[:60]!r}... has {len(ids)} tokens; at most {allowed} are allowed."
+            )
+        return ids
+
+    def query_ids(self, query: str, *, prompt: str = "") -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of a query as it stands inside a sentence after it.
+
+        Without a prompt the query is tokenised as after another word, which itself is left out.
+
+        Raises:
+            QueryError: the query has no tokens, or does not fit the context.
+        """
+        query, prompt = self.clean(query), " ".join(prompt.split())
+        prompt = prompt.lower() if self.config.text == "plain" else prompt
+        anchor = prompt or ANCHOR
+        before = self._ids(anchor)
+        both = self._ids(f"{anchor} {query}") if query else before
+        ids = both[len(before) :] if both[: len(before)] == before else self._ids(f" {query}")
+        if not query or not ids:
+            raise QueryError(
+                f"query {query!r} has no tokens for {self.config.name}; give a word or phrase."
+            )
+        if len(before) + len(ids) > self.context // 2:
+            raise QueryError(
+                f"query {query[:40]!r} has {len(ids)} tokens with a prompt of {len(before)}; at "
+                f"most {self.context // 2} together fit the context."
+            )
+        return (before if prompt else []), ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of token ids, stripped."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def load_language_model(
+    config: LanguageModelConfig | str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """Load a causal LM by hub id or folder.
+
+    Raises:
+        LanguageModelError: missing, corrupt, or no causal LM.
+    """
+    config = LanguageModelConfig(name=config) if isinstance(config, str) else config
+    looks_local = config.name.startswith((".", "/", "~")) or config.name.count("/") > 1
+    if looks_local and not Path(config.name).is_dir():
+        raise LanguageModelError(
+            f"language model folder {config.name} does not exist; give a hub id, or a folder "
+            "with config.json, model.safetensors and the tokenizer's files."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.name)
+        model = AutoModelForCausalLM.from_pretrained(config.name, dtype=dtype)
+    except Exception as error:  # transformers raises many kinds
+        raise LanguageModelError(
+            f"language model {config.name!r} cannot be loaded ({type(error).__name__}: {error})."
+        ) from error
+    return LanguageModel(model, tokenizer, config).to(device)
+
+
+def _fuse_activations(model: nn.Module) -> nn.Module:
+    """Replace GPT-2's GELU, written as eight element-wise steps, by the fused equal."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model
+
+
+@contextlib.contextmanager
+def short_sequence_attention(device: torch.device) -> Iterator[None]:
+    """On a CPU, attention by plain matrix products.
+
+    For the few dozen tokens of a caption this is faster than the fused kernel, whose backward
+    pass in bfloat16 takes two fifths of a training step.
+    """
+    with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext():
+        yield

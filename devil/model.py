@@ -1,0 +1,210 @@
+"""DeViL: a translator between a frozen backbone and a frozen language model.
+
+``features → prefix → text or scores``. This file holds the parts together; saving and loading is in
+`folder`, captions in `describing`, maps in `saliency`, and the result type in `explanation`.
+"""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from devil.backbones import Backbone
+from devil.config import BackboneConfig, DecodingConfig
+from devil.errors import LayerError
+from devil.explanation import Explanation
+from devil.language_model import LanguageModel
+from devil.saliency import Calibration
+from devil.translator import Translator, slots_of
+from devil.types import ALL_LAYERS, LayerShape
+
+
+class SlotStatistics(NamedTuple):
+    """Mean and standard deviation per channel of a slot's pooled features over a training set."""
+
+    mean: Tensor
+    std: Tensor
+
+
+class DeViL(nn.Module):
+    """A trained (or untrained) translator with the two frozen models that it joins.
+
+    Attributes:
+        translator: the trained part.
+        language_model: the frozen LM.
+        backbone: the frozen vision model; None where only stored features are used.
+        backbone_config: how the backbone is loaded again.
+        backbone_digest: digest of the weights it was trained for.
+        shapes: each layer's (channels, height, width).
+        statistics: per slot, over the training set; the means calibrate saliency.
+        training: what is known of the training: steps, scores, versions.
+        name, version: written into explanations.
+    """
+
+    def __init__(
+        self,
+        *,
+        translator: Translator,
+        language_model: LanguageModel,
+        backbone_config: BackboneConfig,
+        backbone_digest: str,
+        shapes: Mapping[str, LayerShape],
+        statistics: Mapping[str, SlotStatistics],
+        backbone: Backbone | None = None,
+        summary: Mapping[str, Any] | None = None,
+        name: str = "devil",
+    ) -> None:
+        super().__init__()
+        self.translator = translator
+        self.language_model = language_model
+        self.backbone = backbone
+        self.backbone_config = backbone_config
+        self.backbone_digest = backbone_digest
+        self.shapes = dict(shapes)
+        self.statistics = dict(statistics)
+        self.summary = dict(summary or {})
+        self.name = name
+        self.version = "untrained"
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the explained layers."""
+        return self.translator.layers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.translator.prefix_tokens.device
+
+    def chosen_layers(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+        """Check layer names; None asks for each layer, then all of them at once.
+
+        Raises:
+            LayerError: the model was not trained for a layer; lists those it was.
+        """
+        allowed = (*self.layers, ALL_LAYERS)
+        chosen = allowed if layers is None else tuple(layers)
+        unknown = [layer for layer in chosen if layer not in allowed]
+        if unknown or not chosen:
+            raise LayerError(
+                f"the model was not trained for {unknown or 'no layer'}; its layers: "
+                f"{', '.join(allowed)}."
+            )
+        return chosen
+
+    def slots(self, layer: str) -> tuple[str, ...]:
+        """Slots that stand for a pooled layer, or for `all` layers."""
+        layers = self.layers if layer == ALL_LAYERS else (layer,)
+        return slots_of(layers, class_tokens=self.translator.config.class_tokens)
+
+    def prefix(
+        self, features: Mapping[str, Float[Tensor, "batch channels"]], batch_size: int = 1024
+    ) -> Float[Tensor, "batch prefix hidden"]:
+        """Prefix embeddings of feature vectors by slot, without gradients, in batches."""
+        count = next(iter(features.values())).shape[0] if features else 0
+        with torch.inference_mode():
+            moved = {slot: vectors.to(self.device) for slot, vectors in features.items()}
+            parts = [
+                self.translator({s: v[i : i + batch_size] for s, v in moved.items()})
+                for i in range(0, max(count, 1), batch_size)
+            ]
+        return torch.cat(parts)
+
+    def mean_features(self, slots: Sequence[str]) -> dict[str, Float[Tensor, "1 channels"]]:
+        """The training set's mean feature of some slots, as one row."""
+        return {slot: self.statistics[slot].mean[None].to(self.device) for slot in slots}
+
+    def explain(
+        self,
+        image: str | PathLike[str] | bytes | Image.Image,
+        *,
+        layers: Sequence[str] | None = None,
+        queries: Sequence[str] = (),
+        dense: bool = True,
+        calibration: Calibration = "pmi",
+        prompt: str = "",
+        smoothing: int = 1,
+        decoding: DecodingConfig | None = None,
+    ) -> Explanation:
+        """Explain one picture: captions of layers and locations, and a map for each query.
+
+        Args:
+            image: a path, the bytes of a file, or a picture.
+            layers: names out of `layers`, and `all` for all at once; None asks for everything.
+            queries: words or phrases; each gets a map per layer.
+            dense: write a caption for every location, too.
+            calibration: see `devil.saliency.calibrate`.
+            prompt: text that queries are conditioned on, not scored.
+            smoothing: odd kernel of the average pooling before a location is read; 1 is none.
+            decoding: longest caption and batch size.
+
+        Raises:
+            ImageError, LayerError, QueryError: what was given cannot be used; says why.
+            BackboneError: the model was loaded without its backbone.
+        """
+        from devil.describing import explain_images
+
+        return explain_images(
+            self,
+            [image],
+            layers=layers,
+            queries=queries,
+            dense=dense,
+            calibration=calibration,
+            prompt=prompt,
+            smoothing=smoothing,
+            decoding=decoding,
+        )[0]
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write a model folder (see `devil.folder`); whole or not at all."""
+        from devil.folder import save_model
+
+        save_model(self, folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | PathLike[str],
+        *,
+        device: torch.device | str = "cpu",
+        backbone: str | None = None,
+        language_model: str | None = None,
+        load_backbone: bool = True,
+        revision: str | None = None,
+    ) -> "DeViL":
+        """Load a model folder or a hub id.
+
+        Args:
+            name: folder written by `save_pretrained`, or `OWNER/NAME` on the hub.
+            device: where the models go.
+            backbone: path of the backbone's weights, where the recorded one does not exist here.
+            language_model: name or folder of the LM, likewise.
+            load_backbone: False for work on stored features only.
+            revision: branch, tag or commit of a hub model.
+
+        Raises:
+            ModelFolderError: a file is missing, corrupt, or of another format.
+            BackboneError, LanguageModelError: a frozen model cannot be had, or is not the one
+                that the translator was trained for.
+        """
+        from devil.folder import load_model
+
+        return load_model(
+            name,
+            device=device,
+            backbone_weights=backbone,
+            language_model=language_model,
+            with_backbone=load_backbone,
+            revision=revision,
+        )
+
+    def push_to_hub(self, repository: str, *, private: bool = True, message: str = "") -> str:
+        """Upload the model folder to the hub and return the commit's address."""
+        from devil.folder import push_model
+
+        return push_model(self, repository, private=private, message=message)

@@ -1,0 +1,38 @@
+"""Files that are either whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from os import PathLike
+from pathlib import Path
+
+
+def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
+    """Write `content` to `path`; a failure leaves what was there before, and nothing else.
+
+    Args:
+        path: the file; its folder must exist.
+        content: all of it.
+
+    Returns:
+        The path written.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    """The process's mask for new files, which `mkstemp` does not apply."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,126 @@
+"""Open-vocabulary saliency: how likely a query's text is after the prefix of each location.
+
+SPEC §1 "Open-vocabulary saliency": ``s(i, j) = Σ_t log p(q_t | f(g(x)_ij), q_<t)``, without EOS and
+without length normalisation. The prefix runs once; queries continue its keys and values. A
+one-token query without a prompt needs nothing beyond it: the same pass scores the vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from devil.errors import QueryError
+from devil.language_model import LanguageModel
+
+Calibration = Literal["none", "pmi", "mean", "contrast"]
+CALIBRATIONS: tuple[str, ...] = get_args(Calibration)
+
+
+class Query(NamedTuple):
+    """A query's token ids, and those of the prompt that it is conditioned on."""
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+
+
+def tokenize_queries(
+    language_model: LanguageModel, queries: Sequence[str], *, prompt: str = ""
+) -> list[Query]:
+    """Token ids of queries as they stand inside a sentence, after `prompt` if there is one.
+
+    Raises:
+        QueryError: a query has no tokens, does not fit the context, or is given twice.
+    """
+    if len(set(queries)) < len(queries):
+        raise QueryError(f"queries {list(queries)} name one twice; give each once.")
+    pairs = [language_model.query_ids(query, prompt=prompt) for query in queries]
+    return [
+        Query(text, tuple(before), tuple(ids))
+        for text, (before, ids) in zip(queries, pairs, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def query_log_probabilities(
+    language_model: LanguageModel,
+    prefix: Float[Tensor, "batch prefix hidden"],
+    queries: Sequence[Query],
+    *,
+    batch_size: int = 512,
+) -> Float[Tensor, "batch query"]:
+    """Σ_t log p(q_t | prefix, prompt, q_<t) in nats, for each prefix and query."""
+    parts = [_score_batch(language_model, rows, queries) for rows in prefix.split(batch_size)]
+    return torch.cat(parts)
+
+
+def _score_batch(
+    language_model: LanguageModel,
+    prefix: Float[Tensor, "batch prefix hidden"],
+    queries: Sequence[Query],
+) -> Float[Tensor, "batch query"]:
+    output = language_model.hidden(language_model.start(prefix), use_cache=True)
+    last, cache = output.last_hidden_state[:, -1:], output.past_key_values
+    length = cache.get_seq_length()
+    after_prefix = language_model.logits(last[:, 0]).log_softmax(dim=-1)
+    scores = []
+    for query in queries:
+        if not query.prompt_ids and len(query.ids) == 1:
+            scores.append(after_prefix[:, query.ids[0]])
+            continue
+        given = torch.tensor([*query.prompt_ids, *query.ids[:-1]], device=prefix.device)
+        embeddings = language_model.embed(given).expand(prefix.shape[0], -1, -1)
+        states = language_model.hidden(embeddings, past_key_values=cache, use_cache=True)
+        hidden = torch.cat([last, states.last_hidden_state], dim=1)[:, -len(query.ids) :]
+        cache.crop(length)
+        log_probabilities = language_model.logits(hidden).log_softmax(dim=-1)
+        labels = torch.tensor(query.ids, device=prefix.device).expand(prefix.shape[0], -1)
+        scores.append(log_probabilities.gather(2, labels[:, :, None])[:, :, 0].sum(dim=1))
+    return torch.stack(scores, dim=1)
+
+
+@torch.inference_mode()
+def vocabulary_log_probabilities(
+    language_model: LanguageModel, prefix: Float[Tensor, "batch prefix hidden"]
+) -> Float[Tensor, "batch vocab"]:
+    """log p of every token of the vocabulary right after each prefix, from one forward pass."""
+    output = language_model.hidden(language_model.start(prefix))
+    return language_model.logits(output.last_hidden_state[:, -1]).log_softmax(dim=-1)
+
+
+def calibrate(
+    scores: Float[Tensor, "batch query"],
+    queries: Sequence[Query],
+    calibration: Calibration,
+    baseline: Callable[[], Float[Tensor, "1 query"]],
+) -> Float[Tensor, "batch query"]:
+    """Take the language model's own preferences out of the scores.
+
+    Args:
+        scores: log-probabilities in nats.
+        queries: in the scores' order.
+        calibration: `none`; `pmi`: minus the score for the layer's mean feature over the training
+            set; `mean`: per token; `contrast`: minus the log of the other queries' mean
+            probability.
+        baseline: computes the scores for the mean feature; called for `pmi` only.
+
+    Raises:
+        QueryError: the calibration is unknown, or `contrast` has nothing to contrast with.
+    """
+    if calibration == "none":
+        return scores
+    if calibration == "pmi":
+        return scores - baseline()
+    if calibration == "mean":
+        return scores / torch.tensor([len(q.ids) for q in queries], device=scores.device)
+    if calibration == "contrast":
+        count = len(queries)
+        if count < 2:
+            raise QueryError("calibration 'contrast' needs at least two queries; give another.")
+        own = torch.eye(count, dtype=torch.bool, device=scores.device)
+        others = scores[:, None, :].expand(-1, count, -1).masked_fill(own, -torch.inf)
+        return scores - (others.logsumexp(dim=2) - torch.log(torch.tensor(count - 1.0)))
+    raise QueryError(f"calibration is {calibration!r}; allowed: {', '.join(CALIBRATIONS)}.")
