@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, validated on construction, from which the command lines are made.
+"""Configuration: frozen dataclasses, validated on construction; command lines are made from them.
 
 What is discovered at run time (feature widths, the language model's width) is a constructor
 argument of the parts and never stands here. `from_dict` refuses unknown keys, so a saved
@@ -22,14 +22,27 @@ def _check(condition: bool, name: str, value: object, allowed: str) -> None:
         raise ConfigError(f"{name} is {value!r}; allowed: {allowed}.")
 
 
+class _Typed:
+    """Checks on construction that fields have their declared types; subclasses add ranges."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name, hint in hints.items():
+            if not _fits(getattr(self, name), hint):
+                raise ConfigError(
+                    f"{type(self).__name__}.{name} is {getattr(self, name)!r}; a value of type "
+                    f"{_type_name(hint)} is needed."
+                )
+
+
 @dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
+class BackboneConfig(_Typed):
     """Which frozen vision model, and which of its layers, are explained."""
 
     name: str
-    """`timm:NAME`, `open_clip:ARCHITECTURE[/TAG]`, `transformers:ID` or `torchvision:NAME[/WEIGHTS]`."""
+    """`timm:NAME`, `open_clip:NAME[/TAG]`, `transformers:ID` or `torchvision:NAME[/WEIGHTS]`."""
     weights: str = "pretrained"
-    """`pretrained` (the library's own, fetched when not cached), `random`, or the path of a state dict."""
+    """`pretrained` (the library's own, fetched if not cached), `random`, or a state dict's path."""
     layers: tuple[str, ...] = ()
     """Module names as `named_modules()` prints them; empty: the family's default list."""
     image_size: int | None = None
@@ -38,7 +51,11 @@ class BackboneConfig:
     """Seed of the weights when `weights` is `random`."""
 
     def __post_init__(self) -> None:
-        _check(":" in self.name, "backbone name", self.name, "LIBRARY:NAME, e.g. timm:resnet50")
+        super().__post_init__()
+        library, _, model = self.name.partition(":")
+        allowed = "LIBRARY:NAME, e.g. timm:resnet50"
+        _check(bool(library and model), "backbone name", self.name, allowed)
+        _check(bool(self.weights), "weights", self.weights, "pretrained, random, or a path")
         _check(
             len(set(self.layers)) == len(self.layers), "layers", self.layers, "each layer only once"
         )
@@ -47,7 +64,7 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModelConfig:
+class LanguageModelConfig(_Typed):
     """Which frozen causal language model continues the prefix."""
 
     name: str
@@ -57,7 +74,7 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranslatorConfig:
+class TranslatorConfig(_Typed):
     """Size of the translator (SPEC §1; defaults are the paper's with OPT-125M)."""
 
     width: int = 768
@@ -73,9 +90,10 @@ class TranslatorConfig:
     class_tokens: bool = False
     """Add the class token of each layer, with a slot of its own."""
     standardise: bool = True
-    """Scale features by the training set's mean and deviation per channel (folds into the Linear)."""
+    """Scale channels by the training set's mean and deviation (folds into the Linear)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("width", "depth", "heads", "feedforward", "prefix_length"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _check(
@@ -84,7 +102,7 @@ class TranslatorConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodingConfig:
+class DecodingConfig(_Typed):
     """Greedy decoding and the batches in which locations are decoded."""
 
     max_new_tokens: int = 50
@@ -93,12 +111,13 @@ class DecodingConfig:
     """Rows that the language model decodes or scores at once."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractionConfig:
+class ExtractionConfig(_Typed):
     """What extraction stores of each image."""
 
     mode: Literal["pooled", "maps"] = "pooled"
@@ -115,6 +134,7 @@ class ExtractionConfig:
     """Pictures with more pixels are refused before they are decoded."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(self.draws >= 0, "draws", self.draws, "at least 0")
         _check(0 <= self.feature_dropout < 1, "feature_dropout", self.feature_dropout, "[0, 1)")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
@@ -122,7 +142,7 @@ class ExtractionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(_Typed):
     """Optimisation of the translator (SPEC §1; defaults are the paper's)."""
 
     steps: int = 1_000_000
@@ -163,6 +183,7 @@ class TrainingConfig:
     """Seed of the initialisation, the order, and every draw."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least_one = (
             "steps batch_size captions_per_image max_caption_tokens validate_every "
             "checkpoint_every log_every chunk_rows"
@@ -195,34 +216,26 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ConfigError(f"{kind.__name__} has no field {unknown}; fields: {sorted(fields)}.")
-    hints = typing.get_type_hints(kind)
-    converted = {k: _convert(f"{kind.__name__}.{k}", v, hints[k]) for k, v in values.items()}
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{kind.__name__} needs the field {missing}.")
-    return kind(**converted)
+    # JSON has no tuples.
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """JSON value → the field's type, or a `ConfigError` that names the field."""
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        if all(isinstance(item, str) for item in value):
-            return tuple(value)
-    elif origin is Literal:
-        if value in typing.get_args(hint):
-            return value
-    elif origin is types.UnionType:
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _convert(name, value, next(o for o in options if o is not type(None)))
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif (
-        isinstance(hint, type)
-        and isinstance(value, hint)
-        and (hint is bool or not isinstance(value, bool))
-    ):
-        return value
-    raise ConfigError(f"{name} is {value!r}; a value of type {hint} is needed.")
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a field's declared type; a bool is no number, an int is a float."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
+    if origin is Literal:
+        return isinstance(value, str) and value in arguments
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in arguments)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

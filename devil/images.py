@@ -6,25 +6,33 @@ store can write them down and an explanation can say which part of the picture t
 """
 
 import io
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from devil.errors import ConfigError, ImageError
 
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+"""Interpolations by the names that the libraries use; all but the first antialias."""
 MAX_PIXELS = 100_000_000
-"""Pictures with more pixels are refused before they are decoded (a decoded one takes 3 bytes each)."""
+"""Pictures with more pixels are refused before they are decoded (each pixel takes 3 bytes then)."""
 MIN_SIDE = 4
 """Pictures with a shorter side hold nothing to describe (tracking pixels, broken downloads)."""
+MAX_ASPECT = 100
+"""Longer pictures are refused: resized by their short side, they would fill the memory."""
 
 
 def open_image(
@@ -32,7 +40,8 @@ def open_image(
 ) -> Image.Image:
     """Decode a picture to RGB, upright, transparency laid over white.
 
-    Grey, palette, CMYK, 16-bit and transparent pictures are converted.
+    Grey, palette, CMYK, 16-bit and transparent pictures are converted; of an animation, the
+    first frame is taken.
 
     Args:
         source: a path, the bytes of a file, or a picture already open.
@@ -41,50 +50,77 @@ def open_image(
     Raises:
         ImageError: missing file, not a picture, truncated, or of a refused size.
     """
-    label = "picture" if isinstance(source, bytes | Image.Image) else str(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, "picture", max_pixels)
+    label = "picture" if isinstance(source, bytes) else str(source)
+    if source == b"":
+        raise ImageError(f"{label} is empty (0 bytes); give the bytes of a whole file.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(_stream(source))
-        _check_size(image.size, label, max_pixels)
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+        with Image.open(stream) as image:
+            return _decode(image, label, max_pixels)
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(f"{label} does not exist; give the path of a picture.") from error
     except Image.DecompressionBombError as error:
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
         raise ImageError(
-            f"{label} has more pixels than the limit of {max_pixels:,}: {error}"
+            f"{label} is too large ({error}); at most {limit:,} pixels are decoded. Make it "
+            "smaller."
         ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{label} is not a picture; give a JPEG, PNG, WebP or another format that Pillow reads."
+        ) from error
+    except OSError as error:
+        raise ImageError(f"{label} cannot be read ({error}); give the path of a file.") from error
+
+
+def _decode(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
+    _check_size(image.size, label, max_pixels)
+    try:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), label)
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's decoders raise many kinds
         raise ImageError(
-            f"{label} cannot be decoded as a picture ({type(error).__name__}: {error}); "
-            "give a whole JPEG, PNG, WebP or another format that Pillow reads."
+            f"{label} cannot be decoded ({type(error).__name__}: {error}); the file is truncated "
+            "or damaged."
         ) from error
-
-
-def _stream(source: str | PathLike[str] | bytes) -> Any:
-    return io.BytesIO(source) if isinstance(source, bytes) else Path(source)
 
 
 def _check_size(size: tuple[int, int], label: str, max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise ImageError(
-            f"{label} is {width} × {height} = {width * height:,} pixels; at most {max_pixels:,} "
-            "are decoded. Make it smaller, or raise max_pixels."
+            f"{label} is too large, {width} × {height} = {width * height:,} pixels; at most "
+            f"{max_pixels:,} are decoded. Make it smaller, or raise max_pixels."
         )
     if min(size) < MIN_SIDE:
-        raise ImageError(f"{label} is {width} × {height} pixels; each side needs {MIN_SIDE}.")
+        raise ImageError(
+            f"{label} is too small, {width} × {height} pixels; each side needs at least {MIN_SIDE}."
+        )
+    if max(size) > MAX_ASPECT * min(size):
+        raise ImageError(
+            f"{label} is too long, {width} × {height} pixels; at most {MAX_ASPECT} : 1 is "
+            "accepted. Cut it into pieces."
+        )
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
+def _to_rgb(image: Image.Image, label: str) -> Image.Image:
+    if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit greys to 255 instead of scaling them.
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+        values = np.asarray(image, dtype=np.float64) / 257
+        return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ImageError(
+            f"{label} has 32-bit float pixels, whose range of grey is unknown; save it with 8 or "
+            "16 bits per channel."
+        )
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
@@ -99,27 +135,66 @@ class EvaluationTransform:
     crop: tuple[int, int]
     """Height and width of the centre crop, which is the backbone's input size."""
     interpolation: str
-    """`bilinear`, `bicubic`, `nearest` or `lanczos`; antialiased."""
+    """A name in `RESAMPLING`."""
     mean: tuple[float, float, float]
     """Subtracted per channel, after scaling to [0, 1]."""
     std: tuple[float, float, float]
     """Divided by per channel."""
+    border: tuple[int, int, int] | None = None
+    """Colour (0 to 255) around the picture: then `resize` is the *longer* side's length."""
 
     def __post_init__(self) -> None:
-        allowed = [mode.value for mode in InterpolationMode]
-        if self.interpolation not in allowed:
-            raise ConfigError(f"interpolation is {self.interpolation!r}; allowed: {allowed}.")
+        if self.interpolation not in RESAMPLING:
+            raise ConfigError(
+                f"interpolation is {self.interpolation!r}; allowed: {sorted(RESAMPLING)}."
+            )
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
         """The tensor that the backbone takes, from an RGB picture."""
-        mode = InterpolationMode(self.interpolation)
-        size = [self.resize] if isinstance(self.resize, int) else list(self.resize)
-        resized = transforms.resize(image, size, mode, antialias=True)
-        cropped = transforms.center_crop(resized, list(self.crop))
-        tensor = transforms.to_tensor(cropped)
-        return (tensor - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[
-            :, None, None
-        ]
+        height, width = self._resized(image.size)
+        resized = image.resize((width, height), RESAMPLING[self.interpolation])
+        left, top = self._offset(resized.size)
+        canvas = Image.new("RGB", (self.crop[1], self.crop[0]), self.border or (0, 0, 0))
+        canvas.paste(resized, (-left, -top))
+        pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float() / 255
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return (pixels - mean[:, None, None]) / std[:, None, None]
+
+    def resized(self, side: int) -> "EvaluationTransform":
+        """The same transform for square input of another size."""
+        height, width = self.crop
+        if isinstance(self.resize, int):
+            resize: int | tuple[int, int] = round(self.resize * side / height)
+        else:
+            resize = (
+                round(self.resize[0] * side / height),
+                round(self.resize[1] * side / width),
+            )
+        return replace(self, resize=resize, crop=(side, side))
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a picture of `size` (width, height) before the crop."""
+        width, height = size
+        if not isinstance(self.resize, int):
+            return self.resize
+        if self.border is not None:
+            factor = self.resize / max(size)
+            return round(height * factor), round(width * factor)
+        # Truncated as torchvision does.
+        if width <= height:
+            return int(self.resize * height / width), self.resize
+        return self.resize, int(self.resize * width / height)
+
+    def _offset(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Where in a resized picture of `size` (width, height) the crop begins: left, top.
+
+        Rounded as torchvision does; negative where the crop is larger than the picture.
+        """
+        left, top = (
+            round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+            for length, crop in zip(size, reversed(self.crop), strict=True)
+        )
+        return left, top
 
     def region(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
         """Which part of a picture of `size` (width, height) the backbone sees.
@@ -128,13 +203,8 @@ class EvaluationTransform:
             left, top, right, bottom in pixels of the picture; the part can reach over its edge
             where the crop is larger than the resized picture.
         """
-        width, height = size
-        if isinstance(self.resize, int):
-            short = min(width, height)
-            resized = (self.resize * width / short, self.resize * height / short)
-        else:
-            resized = (float(self.resize[1]), float(self.resize[0]))
-        crop_height, crop_width = self.crop
-        left, top = (resized[0] - crop_width) / 2, (resized[1] - crop_height) / 2
-        x, y = width / resized[0], height / resized[1]
-        return left * x, top * y, (left + crop_width) * x, (top + crop_height) * y
+        resized_height, resized_width = self._resized(size)
+        left, top = self._offset((resized_width, resized_height))
+        right, bottom = left + self.crop[1], top + self.crop[0]
+        x, y = size[0] / resized_width, size[1] / resized_height
+        return left * x, top * y, right * x, bottom * y

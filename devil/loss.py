@@ -1,7 +1,6 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
-SPEC §1 "LM input": the input is ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels.
-Captions of one image share their prefix: its keys and values are computed once. The head runs on
+SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions of one image share their prefix: its keys and values are computed once. The head runs on
 label positions only.
 """
 
@@ -38,10 +37,13 @@ class PaddedCaptions(NamedTuple):
 def pad_captions(
     captions: Sequence[Sequence[int]], eos: int, device: torch.device
 ) -> PaddedCaptions:
-    """Put captions of token ids, each followed by EOS, into one padded rectangle."""
+    """Put captions of token ids, each followed by EOS, into one padded rectangle.
+
+    An empty caption has no labels: its image is there for its place in the batch alone.
+    """
     width = max(map(len, captions)) + 1
     rows = [[*ids, *[eos] * (width - len(ids))] for ids in captions]
-    lengths = torch.tensor([len(ids) + 1 for ids in captions])
+    lengths = torch.tensor([len(ids) + 1 if ids else 0 for ids in captions])
     real = torch.arange(width) < lengths[:, None]
     return PaddedCaptions(torch.tensor(rows).to(device), real.to(device))
 

@@ -1,11 +1,10 @@
 """A frozen vision model whose named layers come out as (batch, channels, height, width) maps.
 
-Hooks read the layers' outputs, and one `LayerOutput` per architecture says how its tensors are
-laid out. Loading by name is left to `registry` and the loaders.
+Hooks read the layers' outputs, `layout` tells their axes. Loading by name is left to `registry`
+and the loaders.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,84 +13,113 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from devil.errors import LayerError
+from devil.backbones.layout import PROBES, LayerOutput, Layout, first_tensor
+from devil.backbones.stages import check_layers, stage_layers
+from devil.errors import BackboneError, LayerError
 from devil.images import EvaluationTransform
 from devil.types import LayerFeatures, LayerShape
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerOutput:
-    """How the tensors inside an architecture are laid out."""
-
-    prefix_tokens: int = 0
-    """Leading tokens of a (batch, token, channels) output that are no patches."""
-    class_token: bool = False
-    """The first of them is a class token."""
-    channels_last: bool = False
-    """Four-dimensional outputs are (batch, height, width, channels)."""
-    batch_first: bool = True
-    """Three-dimensional outputs are (batch, token, channels), not (token, batch, channels)."""
+UNORDERED = ("Hiera", "HieraModel")
+"""Architectures whose tokens do not run row by row: their maps would be scrambled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """What a loader hands over: the vision tower, run by `forward`, and how to read it."""
+    """What a loader hands over: the vision tower, and how to feed and read it."""
 
     module: nn.Module
+    """Called with a batch of transformed images."""
     transform: EvaluationTransform
+    """The model's own evaluation transform."""
     output: LayerOutput
+    """How the tensors inside are laid out."""
     default_layers: tuple[str, ...] = ()
-    """Empty: the last module of up to four stages, found by `stage_layers`."""
-    forward: Callable[[Tensor], Any] | None = None
-    """How the module is run on a batch of images; None: it is called."""
+    """Empty: `stage_layers` finds them."""
 
 
 class Backbone(nn.Module):
-    """A frozen vision model with named layers.
+    """A frozen vision model with named layers. One call at a time: hooks share their memory.
 
     Attributes:
         name: the name it was loaded by.
         layers: names of the explained layers, in the order asked.
-        shapes: each layer's (channels, height, width).
+        shapes: each layer's (channels, height, width) at the transform's crop.
         transform: the model's own evaluation transform, RGB picture → tensor.
+        module: the vision model itself, with its head where it has one.
+        has_class_token: every layer comes with a class token.
     """
 
     def __init__(self, name: str, loaded: LoadedModel, layers: Sequence[str] = ()) -> None:
         """Hook `layers` (empty: the default list) of a loaded model.
 
         Raises:
+            BackboneError: the architecture cannot be read as maps.
             LayerError: a name does not exist, or its output is no feature map.
         """
         super().__init__()
         self.name = name
         self.module = loaded.module.eval().requires_grad_(False)
         self.transform = loaded.transform
-        self._output = loaded.output
-        self._run = loaded.forward or self.module
-        self._outputs: dict[str, Tensor] = {}
-        self.layers = tuple(layers) or loaded.default_layers or stage_layers(self.module)
-        modules = dict(self.module.named_modules())
-        unknown = [layer for layer in self.layers if layer not in modules or not layer]
-        if unknown:
-            raise LayerError(
-                f"{name} has no layer {unknown}; its layers: {', '.join(filter(None, modules))}."
+        if type(self.module).__name__ in UNORDERED:
+            raise BackboneError(
+                f"{name}: {type(self.module).__name__} keeps its tokens out of raster order, so "
+                "they form no map; choose another architecture."
             )
+        self.layers = tuple(layers) or loaded.default_layers or stage_layers(self.module)
+        check_layers(name, self.module, self.layers)
+        self._outputs: dict[str, Any] = {}
+        self._overwritten: frozenset[str] = frozenset()
         for layer in self.layers:
-            modules[layer].register_forward_hook(self._keep(layer))
-        self.shapes, self.has_class_token = self._probe()
+            self.module.get_submodule(layer).register_forward_hook(self._keep(layer))
+        self._layouts, self.shapes = self._probe(loaded.output)
+        self.has_class_token = all(layout.class_token for layout in self._layouts.values())
 
     def _keep(self, layer: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-            self._outputs[layer] = output
+            output = first_tensor(output)
+            self._outputs[layer] = output.clone() if layer in self._overwritten else output
 
         return hook
 
-    def _probe(self) -> tuple[dict[str, LayerShape], bool]:
-        """Run one blank image and read each layer's shape."""
-        with torch.inference_mode():
-            features = self(torch.zeros(1, 3, *self.transform.crop))
-        shapes = {n: LayerShape(*map(int, f.map.shape[1:])) for n, f in features.items()}
-        return shapes, all(f.class_token is not None for f in features.values())
+    def _probe(self, family: LayerOutput) -> tuple[dict[str, Layout], dict[str, LayerShape]]:
+        """Run blank images and find out each layer's layout and shape."""
+        height, width = self.transform.crop
+        if height != width:
+            raise BackboneError(
+                f"{self.name} takes images of {height} × {width} pixels; only square ones are "
+                "supported. Set image_size, if the architecture allows another size."
+            )
+        # A fresh tensor counts its in-place changes. More than one after the module has returned
+        # it means that the next module writes into it (ReLU(inplace=True)): it must be copied.
+        versions: dict[str, int] = {}
+        hooks = [
+            self.module.get_submodule(layer).register_forward_hook(
+                lambda module, arguments, output, layer=layer: versions.update(
+                    {layer: getattr(first_tensor(output), "_version", 0)}
+                )
+            )
+            for layer in self.layers
+        ]
+        with torch.no_grad():
+            self.module(torch.zeros(PROBES, 3, height, width))
+        for hook in hooks:
+            hook.remove()
+        layouts, shapes = {}, {}
+        for layer in self.layers:
+            output = self._outputs.get(layer)
+            layout = Layout.of(output, family) if isinstance(output, Tensor) else None
+            if layout is None or not isinstance(output, Tensor):
+                raise LayerError(
+                    f"{self.name}: layer {layer!r} gives no feature map with a row per image, but "
+                    f"{_describe(output)}; choose a block, a stage or a convolution."
+                )
+            layouts[layer] = layout
+            shapes[layer] = LayerShape(*layout.read(output, (height, width)).map.shape[1:])
+        self._overwritten = frozenset(
+            layer for layer in self.layers if self._outputs[layer]._version != versions[layer]
+        )
+        self._outputs.clear()
+        return layouts, shapes
 
     @property
     def device(self) -> torch.device:
@@ -110,45 +138,13 @@ class Backbone(nn.Module):
             one, the class token (batch, channels); float32, or the dtype of autocast.
         """
         self._outputs.clear()
-        self._run(images)
-        missing = [layer for layer in self.layers if layer not in self._outputs]
-        if missing:
-            raise LayerError(
-                f"{self.name} does not run the layer {missing} on an image; choose a module that "
-                "takes part in the forward pass."
-            )
+        self.module(images)
         size = (int(images.shape[2]), int(images.shape[3]))
-        features = {n: self._features(n, self._outputs[n], size) for n in self.layers}
+        features = {
+            layer: self._layouts[layer].read(self._outputs[layer], size) for layer in self.layers
+        }
         self._outputs.clear()
         return features
-
-    def _features(self, layer: str, output: Any, size: tuple[int, int]) -> LayerFeatures:
-        while isinstance(output, tuple | list) and len(output):
-            output = output[0]
-        if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
-            raise LayerError(
-                f"{self.name}: the output of {layer!r} is {_describe(output)}, no feature map; "
-                "choose a block, stage or convolution."
-            )
-        if output.ndim == 4:
-            return LayerFeatures(
-                output.movedim(-1, 1) if self._output.channels_last else output, None
-            )
-        if output.ndim == 2:
-            return LayerFeatures(output[:, :, None, None], None)
-        return self._split_tokens(layer, output, size)
-
-    def _split_tokens(self, layer: str, output: Tensor, size: tuple[int, int]) -> LayerFeatures:
-        tokens = output if self._output.batch_first else output.transpose(0, 1)
-        patches = tokens[:, self._output.prefix_tokens :]
-        height, width = _grid(patches.shape[1], size)
-        if height * width != patches.shape[1] or not height:
-            raise LayerError(
-                f"{self.name}: {layer!r} gives {patches.shape[1]} tokens, which fill no grid of "
-                f"the input's aspect {size}; choose a transformer block."
-            )
-        grid = patches.transpose(1, 2).unflatten(2, (height, width))
-        return LayerFeatures(grid, tokens[:, 0] if self._output.class_token else None)
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and values of all weights: equal digests, equal backbones."""
@@ -165,50 +161,8 @@ def weights_digest(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _grid(tokens: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of a token grid over an input of `size` (height, width)."""
-    height = round(math.sqrt(tokens * size[0] / size[1]))
-    return height, tokens // height if height else 0
-
-
 def _describe(output: Any) -> str:
-    shape = getattr(output, "shape", None)
-    return f"a {type(output).__name__}" + (f" of shape {tuple(shape)}" if shape is not None else "")
-
-
-STAGE_PATTERNS = (
-    "layer{}",
-    "stages.{}",
-    "layers.{}",
-    "trunk.stages.{}",
-    "encoder.stages.{}",
-    "encoder.layers.{}",
-    "blocks.{}",
-    "trunk.blocks.{}",
-    "transformer.resblocks.{}",
-    "encoder.layer.{}",
-    "layer.{}",
-    "encoder.layers.encoder_layer_{}",
-    "vision_model.encoder.layers.{}",
-    "features.{}",
-)
-"""Where families keep their stages or blocks; the first that exists counts."""
-
-
-def stage_layers(module: nn.Module, count: int = 4) -> tuple[str, ...]:
-    """A short default list: up to `count` stages or blocks, evenly spaced, the last included.
-
-    Raises:
-        LayerError: the architecture keeps its stages elsewhere; name the layers.
-    """
-    names = [name for name, _ in module.named_modules()]
-    known = set(names)
-    for pattern in STAGE_PATTERNS:
-        found = [pattern.format(i) for i in range(200) if pattern.format(i) in known]
-        if len(found) > 1:
-            picks = [math.ceil((i + 1) * len(found) / count) - 1 for i in range(count)]
-            return tuple(found[i] for i in sorted(set(picks)) if i >= 0)
-    raise LayerError(
-        "no default layers are known for this architecture; name them out of: "
-        f"{', '.join(filter(None, names))}."
-    )
+    if output is None:
+        return "nothing, for it takes no part in the pass over an image"
+    shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+    return f"a {type(output).__name__}{shape} for {PROBES} images"

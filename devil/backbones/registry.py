@@ -39,16 +39,17 @@ def load_backbone(config: BackboneConfig | str, *, device: torch.device | str = 
             f"backbone {config.name!r}: unknown library {library!r}; allowed: {sorted(LOADERS)}, "
             "as in timm:resnet50."
         )
+    # Models are built on the CPU, so its generator alone is seeded, and given back.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         try:
-            loaded = LOADERS[library](name, config)
+            backbone = Backbone(config.name, LOADERS[library](name, config), config.layers)
         except DevilError:
             raise
-        except Exception as error:  # hubs and model constructors raise many kinds
+        except Exception as error:  # hubs, constructors and forward passes raise many kinds
             raise BackboneError(
                 f"backbone {config.name!r} with weights {config.weights!r} cannot be loaded "
-                f"({type(error).__name__}: {error}). Check the name, or give weights=PATH of a "
-                "local state dict, or weights='random'."
+                f"({type(error).__name__}: {str(error)[:500]}). Check the name and image_size, or "
+                "give weights=PATH of a local state dict, or weights='random'."
             ) from error
-    return Backbone(config.name, loaded, config.layers).to(device)
+    return backbone.to(device)

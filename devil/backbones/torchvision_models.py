@@ -1,16 +1,20 @@
 """torchvision classifiers (`torchvision:resnet50/IMAGENET1K_V2`)."""
 
+import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torchvision
+from torch import Tensor
 
-from devil.backbones.base import LayerOutput, LoadedModel
+from devil.backbones.base import LoadedModel
+from devil.backbones.layout import LayerOutput
 from devil.backbones.weights import load_weights, read_state_dict
 from devil.config import BackboneConfig
 from devil.errors import BackboneError
 from devil.images import EvaluationTransform
 
-CLASSIFIERS = ("fc", "classifier", "classifier.1", "classifier.6", "head", "heads.head")
+HEADS = ("fc", "classifier", "head", "heads")
 """Where torchvision's families keep the last Linear or 1 × 1 convolution."""
 
 
@@ -19,7 +23,11 @@ def load_torchvision(name: str, config: BackboneConfig) -> LoadedModel:
     architecture, _, tag = name.partition("/")
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
-        raise BackboneError(f"torchvision has no model {architecture!r}; models: {known}.")
+        close = difflib.get_close_matches(architecture, known, 10, 0.4)
+        raise BackboneError(
+            f"torchvision has no model {architecture!r}; similar names: {close}. "
+            "torchvision.models.list_models() has them all."
+        )
     published: Any = torchvision.models.get_model_weights(architecture)
     tags = [entry.name for entry in published]
     if tag and tag not in [*tags, "DEFAULT"]:
@@ -29,8 +37,7 @@ def load_torchvision(name: str, config: BackboneConfig) -> LoadedModel:
     state = None
     if config.weights not in ("pretrained", "random"):
         state = read_state_dict(config.weights)
-        head = next((c for c in CLASSIFIERS if f"{c}.weight" in state), None)
-        arguments["num_classes"] = int(state[f"{head}.weight"].shape[0]) if head else 1000
+        arguments["num_classes"] = _classes(state)
     if config.image_size and architecture.startswith("vit_"):
         arguments["image_size"] = config.image_size
     model: Any = torchvision.models.get_model(
@@ -39,6 +46,13 @@ def load_torchvision(name: str, config: BackboneConfig) -> LoadedModel:
     if state is not None:
         load_weights(model, state, config.weights)
     return LoadedModel(module=model, transform=_transform(entry, config), output=_output(model))
+
+
+def _classes(state: Mapping[str, Tensor]) -> int:
+    """Number of outputs of the last layer of the head in a state dict."""
+    names = sorted(k for k in state if k.split(".")[0] in HEADS and k.endswith(".weight"))
+    heads = [state[name] for name in names if state[name].ndim > 1]
+    return int(heads[-1].shape[0]) if heads else 1000
 
 
 def _transform(entry: Any, config: BackboneConfig) -> EvaluationTransform:

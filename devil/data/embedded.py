@@ -112,10 +112,7 @@ class _Views:
 
     def __getitem__(self, index: slice | Tensor) -> "_Views":
         return _Views(
-            self.images[index],
-            self.shares[index],
-            self.attributes[index],
-            self.backgrounds[index],
+            self.images[index], self.shares[index], self.attributes[index], self.backgrounds[index]
         )
 
     def __len__(self) -> int:
@@ -127,9 +124,9 @@ def train_backbone(
     path: str | os.PathLike[str],
     *,
     seed: int = 0,
-    steps: int = 1000,
+    steps: int = 1100,
     batch_size: int = 16,
-    learning_rate: float = 4e-3,
+    learning_rate: float = 5e-3,
     held_out: int = 300,
     labels: Labels | None = None,
 ) -> BackboneReport:
@@ -213,7 +210,7 @@ class _LocationHeads(nn.Module):
 
 
 def _output_sizes(labels: Labels) -> list[int]:
-    """Outputs per location: each attribute, then the background, then whether there is an object."""
+    """Outputs per location: attributes, the background, whether there is an object."""
     return [*(len(group) for group in labels.groups), len(labels.backgrounds), 1]
 
 
@@ -240,10 +237,7 @@ def _view_scenes(scenes: Iterable[Scene], model: nn.Module, labels: Labels) -> _
     if not images:
         raise DataError("there are no scenes to train on; pass at least one")
     return _Views(
-        torch.stack(images),
-        torch.stack(shares),
-        torch.stack(attributes),
-        torch.tensor(backgrounds),
+        torch.stack(images), torch.stack(shares), torch.stack(attributes), torch.tensor(backgrounds)
     )
 
 
@@ -297,7 +291,9 @@ def _fit_backbone(
         with _autocast():
             logits = model(images)
             local = heads()
-        loss = 8 * F.binary_cross_entropy_with_logits(logits.float(), _image_targets(batch, labels))
+        loss = 20 * F.binary_cross_entropy_with_logits(
+            logits.float(), _image_targets(batch, labels)
+        )
         for name, output in local.items():
             loss = loss + _SUPERVISED[name] * _location_loss(output, shares, batch, labels)
         optimizer.zero_grad()
@@ -452,8 +448,8 @@ def train_language_model(
     folder: str | os.PathLike[str],
     *,
     seed: int = 0,
-    steps: int = 300,
-    batch_size: int = 24,
+    steps: int = 500,
+    batch_size: int = 16,
     learning_rate: float = 4e-3,
     held_out: int = 200,
     width: int = 128,

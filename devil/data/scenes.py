@@ -274,7 +274,7 @@ def _arc(x: float, y: float, rx: float, ry: float, start: float, stop: float, n:
 
 
 def _circle() -> _Outline:
-    return (_arc(0, 0, 0.97, 0.97, 0, 352, 45),)
+    return (_arc(0.0, 0.0, 0.97, 0.97, 0.0, 352.0, 45),)
 
 
 def _square() -> _Outline:
@@ -299,17 +299,17 @@ def _heart() -> _Outline:
 
 
 def _ring() -> _Outline:
-    return _arc(0, 0, 1, 1, 0, 352, 45), _arc(0, 0, 0.47, 0.47, 0, 348, 30)
+    return _arc(0.0, 0.0, 1.0, 1.0, 0.0, 352.0, 45), _arc(0.0, 0.0, 0.47, 0.47, 0.0, 348.0, 30)
 
 
 def _moon() -> _Outline:
-    outer = _arc(0.22, 0, 1, 1, 52, 308, 36)
-    inner = _arc(0.72, 0, 0.8, 0.8, 278, 82, 28)
+    outer = _arc(0.22, 0.0, 1.0, 1.0, 52.0, 308.0, 36)
+    inner = _arc(0.72, 0.0, 0.8, 0.8, 278.0, 82.0, 28)
     return (np.concatenate([outer, inner]),)
 
 
 def _fish() -> _Outline:
-    body = _arc(-0.24, 0, 0.76, 0.6, 24, 336, 40)
+    body = _arc(-0.24, 0.0, 0.76, 0.6, 24.0, 336.0, 40)
     return (np.concatenate([body, [(0.98, -0.56), (0.8, 0), (0.98, 0.56)]]),)
 
 

@@ -85,21 +85,21 @@ def test_outside_the_region_the_picture_is_untouched():
 def test_normalising_spans_the_own_range():
     values = np.array([[-9.0, -3.0], [-6.0, -4.5]], np.float32)
     np.testing.assert_allclose(normalise(values), [[0, 1], [0.5, 0.75]])
-    assert scale_of(values).label == "−9.00 to −3.00"  # noqa: RUF001
+    assert scale_of(values).label == "−9.00 to −3.00"
 
 
 @pytest.mark.parametrize("noise", [0.0, 4e-7])
 def test_a_map_without_differences_is_flat_and_dark(noise):
     values = np.full((3, 3), -7.25, np.float32)
     values[1, 1] += noise
-    assert scale_of(values).label == "flat at −7.25"  # noqa: RUF001
+    assert scale_of(values).label == "flat at −7.25"
     assert not normalise(values).any()
 
 
 def test_small_differences_are_differences():
     values = np.array([[-7.25, -7.249]], np.float32)
     assert normalise(values).tolist() == [[0, 1]]
-    assert scale_of(values).label == "−7.2500 to −7.2490"  # noqa: RUF001
+    assert scale_of(values).label == "−7.2500 to −7.2490"
 
 
 def test_lightness_rises_evenly_along_the_colours():

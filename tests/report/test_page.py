@@ -169,7 +169,7 @@ def test_tables_show_scores_beside_controls():
     words = Page(report_html(title="t", tables=[table])).words.split()
     start = words.index("layer")
     assert words[start : start + 12] == (
-        ["layer", "score", "control", "n", "a", "0.741", "–", "200", "b", "−0.500", "0.250", "1000"]  # noqa: RUF001
+        ["layer", "score", "control", "n", "a", "0.741", "–", "200", "b", "−0.500", "0.250", "1000"]
     )
     assert table.numeric == [False, True, True, True]
     with pytest.raises(DataError, match=r"has 1 columns, row .* has 2"):

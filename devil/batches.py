@@ -1,0 +1,310 @@
+"""Feature store → training batches, in an order that is a pure function of the step.
+
+An epoch visits the parts in a random order, in chunks that fit in memory, each chunk's rows in a
+random order. Batches, captions, draws and hidden tokens follow from (seed, step), so a resumed run
+sees what an uninterrupted one would have seen, and any number of workers share one global batch.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from devil.config import TrainingConfig
+from devil.errors import CaptionError, FeatureStoreError
+from devil.features import FeatureStore, column_of, tensor_column
+from devil.language_model import LanguageModel
+from devil.model import SlotStatistics
+from devil.pooling import dropout_masks, masked_mean, mean_pool
+from devil.translator import slots_of, token_dropout
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """One worker's share of a step."""
+
+    step: int
+    features: dict[str, Tensor]
+    """Per slot (batch, channels), float32."""
+    captions: list[list[int]]
+    """Token ids; `captions_per_image` for each row, in the rows' order."""
+    visible: Tensor
+    """(batch, slot): which slots token dropout leaves."""
+    global_tokens: int
+    """Labels in the whole step over all workers, by which the loss is divided."""
+
+
+class HeldOut(NamedTuple):
+    """Rows kept out of training."""
+
+    keys: list[str]
+    features: dict[str, Tensor]
+    """Clean features per slot (row, channels)."""
+    references: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows in memory."""
+
+    columns: Mapping[str, np.ndarray]
+    captions: Sequence[Sequence[Sequence[int]]]
+
+
+class TrainingBatches:
+    """Batches of a feature store for one worker out of `world`."""
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        language_model: LanguageModel,
+        config: TrainingConfig,
+        *,
+        class_tokens: bool = False,
+        layers: Sequence[str] = (),
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Read the keys of all parts, and choose the held-out rows.
+
+        Args:
+            store: the features.
+            language_model: tokenises the captions.
+            config: batch size, seed, and what else decides a batch.
+            class_tokens: feed class tokens, too.
+            layers: subset of the store's layers; empty: all.
+            rank, world: which share of each global batch this worker takes.
+
+        Raises:
+            FeatureStoreError: no rows to train on, or the store lacks a layer or class tokens.
+        """
+        self.store, self.lm, self.config = store, language_model, config
+        self.rank, self.world = rank, world
+        self.layers = tuple(layers) or tuple(store.manifest.layers)
+        self.slots = slots_of(self.layers, class_tokens=class_tokens)
+        missing = sorted(set(self.slots) - set(store.manifest.slots()))
+        if missing:
+            raise FeatureStoreError(
+                f"{store.root} has no features for {missing}; it has: "
+                f"{', '.join(store.manifest.slots())}."
+            )
+        self.class_tokens = class_tokens
+        self.parts = store.parts()
+        keys = {part: store.read(part, ["key"]).column("key").to_pylist() for part in self.parts}
+        self.held_out_keys = _held_out(keys, config.validation_rows)
+        self.rows = {
+            part: [i for i, key in enumerate(ks) if key not in self.held_out_keys]
+            for part, ks in keys.items()
+        }
+        self.count = sum(map(len, self.rows.values()))
+        if not self.count:
+            raise FeatureStoreError(
+                f"{store.root} has no rows to train on: {len(self.parts)} parts, "
+                f"{len(self.held_out_keys)} rows held out; extract features, or hold out fewer."
+            )
+        self.too_long = 0
+        self._cached: tuple[tuple[str, ...], Chunk] | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every row is visited once; a rest smaller than a batch waits."""
+        return max(1, self.count // self.config.batch_size)
+
+    def __call__(self, start: int, stop: int) -> Iterator[Batch]:
+        """This worker's batches of steps `start` to `stop` − 1."""
+        step = start
+        while step < stop:
+            epoch, offset = divmod(step, self.steps_per_epoch)
+            for rows, chunk in self._epoch(epoch, offset):
+                yield self._batch(step, rows, chunk)
+                step += 1
+                if step == stop:
+                    return
+
+    def _epoch(self, epoch: int, offset: int) -> Iterator[tuple[np.ndarray, Chunk]]:
+        """Row numbers of each global batch from batch `offset` on, with the chunk they lie in."""
+        rng = np.random.default_rng([self.config.seed, 1, epoch])
+        size, given = self.config.batch_size, 0
+        for parts in self._groups(rng.permutation(len(self.parts))):
+            count = sum(len(self.rows[part]) for part in parts)
+            order = rng.permutation(count)
+            batches = max(1, count // size) if count else 0
+            first = max(0, offset - given)
+            if first < batches:
+                chunk = self._load(parts)
+                for index in range(first, min(batches, self.steps_per_epoch - given)):
+                    yield order[index * size : (index + 1) * size], chunk
+            given += batches
+
+    def _groups(self, order: np.ndarray) -> list[tuple[str, ...]]:
+        """Parts in their order, cut into groups that fit in memory; a small rest joins the last."""
+        groups: list[list[str]] = [[]]
+        held = 0
+        for index in order:
+            part = self.parts[index]
+            if groups[-1] and held + len(self.rows[part]) > self.config.chunk_rows:
+                groups.append([])
+                held = 0
+            groups[-1].append(part)
+            held += len(self.rows[part])
+        return [tuple(sorted(group)) for group in groups]
+
+    def _load(self, parts: tuple[str, ...]) -> Chunk:
+        if self._cached is None or self._cached[0] != parts:
+            self._cached = None  # let go of the old chunk before the new one is read
+            self._cached = (parts, self._read(parts))
+        return self._cached[1]
+
+    def _read(self, parts: Sequence[str]) -> Chunk:
+        names = {slot: column_of(slot, self.layers) for slot in self.slots}
+        tables = []
+        for part in parts:
+            table = self.store.read(part, ["captions", *names.values()])
+            tables.append(table.take(pa.array(self.rows[part], pa.int64())))
+        columns = {
+            slot: np.concatenate([tensor_column(table, name) for table in tables])
+            for slot, name in names.items()
+        }
+        texts = [row for table in tables for row in table.column("captions").to_pylist()]
+        return Chunk(columns, [self._tokenise(row) for row in texts])
+
+    def _tokenise(self, captions: Sequence[str]) -> list[list[int]]:
+        result = []
+        for caption in captions:
+            try:
+                limit = self.config.max_caption_tokens
+                result.append(self.lm.caption_ids(caption, limit=limit))
+            except CaptionError as error:
+                self.too_long += 1
+                if self.too_long in (1, 10, 100, 1000, 10000, 100000):
+                    logger.warning("%d captions left out so far, e.g.: %s", self.too_long, error)
+        return result
+
+    def _batch(self, step: int, rows: np.ndarray, chunk: Chunk) -> Batch:
+        config = self.config
+        rng = np.random.default_rng([config.seed, 2, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        captions = [_choose(chunk.captions[row], config.captions_per_image, rng) for row in rows]
+        visible = token_dropout(
+            len(rows),
+            len(self.layers),
+            config.token_dropout,
+            generator,
+            class_tokens=self.class_tokens,
+        )
+        tokens = sum(len(ids) + 1 for row in captions for ids in row if ids)
+        features = self._vectors(chunk, rows, rng, generator)
+        mine = slice(self.rank, None, self.world)
+        return Batch(
+            step=step,
+            features={slot: vectors[mine] for slot, vectors in features.items()},
+            captions=[ids for row in captions[mine] for ids in row],
+            visible=visible[mine],
+            global_tokens=max(1, tokens),
+        )
+
+    def _vectors(
+        self,
+        chunk: Chunk,
+        rows: np.ndarray,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """One pooled vector per row and slot: a stored draw, or a fresh one of a stored map."""
+        extraction = self.store.manifest.extraction
+        draws = extraction.draws if extraction.mode == "pooled" else 0
+        pick = rng.integers(1, draws + 1, len(rows)) if draws else np.zeros(len(rows), int)
+        result = {}
+        for slot in self.slots:
+            stored = chunk.columns[slot]
+            if stored.ndim == 2:  # a class token
+                values = torch.from_numpy(stored[rows]).float()
+            elif stored.ndim == 3:
+                values = torch.from_numpy(stored[rows, pick]).float()
+            else:
+                maps = torch.from_numpy(stored[rows]).float()
+                p, locations = extraction.feature_dropout, maps.shape[2] * maps.shape[3]
+                masks = dropout_masks(len(rows), locations, p, generator)[:, None]
+                values = masked_mean(maps, masks)[:, 0]
+            result[slot] = values
+        return result
+
+    def held_out(self) -> HeldOut:
+        """The rows that training never sees, with clean features."""
+        return clean_rows(self.store, self.layers, self.class_tokens, self.held_out_keys)
+
+    def statistics(self) -> dict[str, SlotStatistics]:
+        """Mean and deviation of each slot's clean features over one chunk of training rows."""
+        chunk = self._load(self._groups(np.arange(len(self.parts)))[0])
+        result = {}
+        for slot in self.slots:
+            clean = _clean(chunk.columns[slot]).double()
+            std = clean.std(dim=0) if len(clean) > 1 else torch.ones(clean.shape[1])
+            result[slot] = SlotStatistics(clean.mean(dim=0).float(), std.float())
+        return result
+
+
+def clean_rows(
+    store: FeatureStore,
+    layers: Sequence[str],
+    class_tokens: bool,
+    keys: frozenset[str] | None = None,
+) -> HeldOut:
+    """Clean features and captions of some rows of a store, or of all."""
+    slots = slots_of(layers, class_tokens=class_tokens)
+    names = {slot: column_of(slot, layers) for slot in slots}
+    found: list[str] = []
+    references: list[list[str]] = []
+    features: dict[str, list[Tensor]] = {slot: [] for slot in slots}
+    for part in store.parts():
+        every = store.read(part, ["key"]).column("key").to_pylist()
+        rows = [i for i, key in enumerate(every) if keys is None or key in keys]
+        if not rows:
+            continue
+        table = store.read(part, ["captions", *names.values()]).take(pa.array(rows, pa.int64()))
+        found += [every[i] for i in rows]
+        references += table.column("captions").to_pylist()
+        for slot, name in names.items():
+            features[slot].append(_clean(tensor_column(table, name)))
+    return HeldOut(found, {s: torch.cat(v) for s, v in features.items() if v}, references)
+
+
+def _clean(stored: np.ndarray) -> Tensor:
+    """Class tokens as they are, the clean mean of pooled rows, the mean of maps."""
+    values = torch.from_numpy(stored).float() if stored.ndim != 3 else None
+    if values is None:
+        return torch.from_numpy(np.ascontiguousarray(stored[:, 0])).float()
+    return mean_pool(values) if values.ndim == 4 else values
+
+
+def _held_out(keys: Mapping[str, Sequence[str]], count: int) -> frozenset[str]:
+    """The `count` keys with the smallest hashes: the same ones whatever the parts' order."""
+    every = {key for ks in keys.values() for key in ks}
+    count = min(count, len(every) // 2)
+
+    def hashed(key: str) -> bytes:
+        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+    return frozenset(sorted(every, key=hashed)[:count])
+
+
+def _choose(
+    captions: Sequence[Sequence[int]], count: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """`count` of an image's captions in random order, each again only when all were taken.
+
+    An image whose captions were all left out gives empty ones, which carry no label.
+    """
+    if not captions:
+        return [[] for _ in range(count)]
+    order = np.concatenate(
+        [rng.permutation(len(captions)) for _ in range(-(-count // len(captions)))]
+    )
+    return [list(captions[i]) for i in order[:count]]

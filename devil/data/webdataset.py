@@ -1,0 +1,153 @@
+"""Webdataset shards as img2dataset writes them: tars of `<key>.jpg`, `<key>.txt`, `<key>.json`.
+
+Reading is by hand, for what a general loader hides matters here: a truncated tar ends silently in
+most readers, and a shard's `_stats.json` says how many samples it should have held.
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import fsspec
+
+from devil.errors import DataError
+
+END_MARK = 1024
+"""A whole tar ends with at least two zero blocks of 512 bytes."""
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One captioned picture, still encoded."""
+
+    key: str
+    source: str
+    image: bytes | None
+    """None where the shard has captions but no picture under this key."""
+    captions: tuple[str, ...]
+    """Without empty ones; may have none."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """The sample's `.json`."""
+
+
+def list_shards(pattern: str) -> list[str]:
+    """Paths of tars, sorted, from a folder, a file, or a glob; local or any fsspec address.
+
+    Raises:
+        DataError: nothing matches.
+    """
+    fs, path = fsspec.core.url_to_fs(pattern)
+    if any(mark in pattern for mark in "*?["):
+        found = fs.glob(path)
+    elif fs.isdir(path):
+        found = fs.glob(path.rstrip("/") + "/*.tar")
+    else:
+        found = [path] if fs.exists(path) else []
+    if not found:
+        raise DataError(f"no shards at {pattern}; give a .tar file, a folder of them, or a glob.")
+    return sorted(fs.unstrip_protocol(p) if "://" in pattern else p for p in found)
+
+
+def read_shard(path: str) -> Iterator[Sample]:
+    """Samples of one shard, in its order.
+
+    Raises:
+        DataError: the tar is missing, empty, or truncated, or holds fewer samples than its
+            `_stats.json` says. All readable samples come before the error.
+    """
+    count = 0
+    try:
+        with fsspec.open(path, "rb") as file:
+            for sample in _samples(path, file):
+                count += 1
+                yield sample
+    except FileNotFoundError as error:
+        raise DataError(f"shard {path} does not exist.") from error
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"shard {path} is damaged after {count} samples ({type(error).__name__}: {error}); "
+            "fetch it again."
+        ) from error
+    expected = _expected(path)
+    if expected is not None and count < expected:
+        raise DataError(
+            f"shard {path} holds {count} samples, its statistics file says {expected}: it is "
+            "truncated; fetch it again."
+        )
+    if not count:
+        raise DataError(f"shard {path} is empty: it holds no samples.")
+
+
+def _samples(path: str, file: IO[bytes]) -> Iterator[Sample]:
+    """Group consecutive members by key."""
+    members: dict[str, bytes] = {}
+    current = None
+    tail = _Tail(file)
+    with tarfile.open(fileobj=tail, mode="r|", errorlevel=2) as tar:
+        for member in tar:
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if current is not None and key != current:
+                yield _sample(current, path, members)
+                members = {}
+            current = key
+            extracted = tar.extractfile(member)
+            content = extracted.read() if extracted else b""
+            if len(content) < member.size:
+                raise tarfile.ReadError(f"{member.name} ends early")
+            members[suffix.lower()] = content
+        if current is not None:
+            yield _sample(current, path, members)
+    tail.read()
+    if tail.last.strip(b"\0") or len(tail.last) < END_MARK:
+        # tarfile takes an archive that breaks off between members for a whole one.
+        raise tarfile.ReadError("the end-of-archive mark is missing")
+
+
+class _Tail:
+    """Passes reads through and remembers the last bytes, where a whole tar holds zeros."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(size)
+        self.last = (self.last + content[-END_MARK:])[-END_MARK:]
+        return content
+
+
+def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
+    record = _json(members.get("json"))
+    image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
+    captions = record.get("captions") or [record.get("caption")]
+    if not any(captions) and "txt" in members:
+        captions = [members["txt"].decode("utf-8", "replace")]
+    texts = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
+    return Sample(key=key, source=path, image=image, captions=texts, record=record)
+
+
+def _json(content: bytes | None) -> dict[str, Any]:
+    try:
+        record = json.loads(content) if content else {}
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _expected(path: str) -> int | None:
+    """Samples that the shard's `_stats.json` promises; None without such a file."""
+    fs, local = fsspec.core.url_to_fs(path.removesuffix(".tar") + "_stats.json")
+    if not fs.exists(local):
+        return None
+    try:
+        with fs.open(local, "rb") as file:
+            return int(json.load(file)["successes"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,183 @@
+"""One shard of captioned pictures → one part of a feature store.
+
+``read → decode → transform → backbone → pool and draw → write``; a row that fails at any stage goes
+to `errors` with the stage and the reason. The shard is the unit of work, and its rows depend on
+their keys and the seed alone, so workers, restarts and batches change nothing.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from devil.backbones import Backbone
+from devil.data.webdataset import Sample, read_shard
+from devil.errors import CaptionError, DataError, FeatureStoreError, ImageError
+from devil.features import FeatureStore, PartMetadata, PartWriter
+from devil.images import open_image
+from devil.pooling import dropout_masks, masked_mean, mean_pool, row_generator
+
+HALF_MAX = float(np.finfo(np.float16).max)
+
+
+class ShardRecord(NamedTuple):
+    """What became of one shard; `skipped` when it was done before."""
+
+    shard: str
+    rows: int
+    errors: int
+    seconds: float
+    skipped: bool = False
+
+
+class _Prepared(NamedTuple):
+    sample: Sample
+    tensor: Tensor
+    size: tuple[int, int]
+
+
+def shard_name(shard: str) -> str:
+    """The name under which a shard's part is kept: its file name without `.tar`."""
+    return PurePosixPath(shard).name.removesuffix(".tar")
+
+
+def shard_bytes(shard: str) -> int:
+    """Size of a shard, by which a shard of the same name is told from another one."""
+    fs, path = fsspec.core.url_to_fs(shard)
+    return int(fs.size(path) or 0)
+
+
+def finished(store: FeatureStore, shard: str) -> PartMetadata | None:
+    """The part already made from this shard, if there is one.
+
+    Raises:
+        FeatureStoreError: a part of this name was made from another shard.
+    """
+    part = store.part_path(shard_name(shard))
+    if not store.fs.exists(part):
+        return None
+    metadata = store.metadata(part)
+    if metadata.source_bytes != shard_bytes(shard):
+        if metadata.damaged:  # it has been fetched again since
+            return None
+        raise FeatureStoreError(
+            f"{part} was made from {metadata.source} of {metadata.source_bytes:,} bytes, and "
+            f"{shard} has the same name but {shard_bytes(shard):,}. Rename the shard, or use "
+            "another store."
+        )
+    return metadata
+
+
+class Extractor:
+    """Turns shards into parts with one backbone; callable and testable without a cluster."""
+
+    def __init__(self, backbone: Backbone, store: FeatureStore, *, threads: int = 2) -> None:
+        """Take a loaded backbone, and `threads` for decoding."""
+        self.backbone = backbone
+        self.store = store
+        self.config = store.manifest.extraction
+        self.threads = threads
+
+    def __call__(self, shard: str) -> ShardRecord:
+        """Extract one shard, unless its part is there.
+
+        Errors of rows are kept in the store; what is raised concerns the store or the machine.
+        """
+        done = finished(self.store, shard)
+        if done is not None:
+            return ShardRecord(shard, done.rows, done.errors, done.seconds, skipped=True)
+        started = time.perf_counter()
+        writer = PartWriter(self.store, shard_name(shard))
+        with ThreadPoolExecutor(self.threads) as pool:
+            samples = self._read(shard, writer)
+            while batch := list(islice(samples, self.config.batch_size)):
+                results = list(pool.map(self._prepare, batch))
+                prepared = [r for r in results if isinstance(r, _Prepared)]
+                for sample, result in zip(batch, results, strict=True):
+                    if not isinstance(result, _Prepared):
+                        stage, error = result
+                        writer.fail(sample.key, sample.source, stage, error)
+                if prepared:
+                    self._add(prepared, writer)
+        seconds = time.perf_counter() - started
+        damaged = any(failure["stage"] == "read" for failure in writer.failures)
+        record = PartMetadata(
+            shard, shard_bytes(shard), writer.rows, len(writer.failures), seconds, damaged
+        )
+        writer.commit(record)
+        return ShardRecord(shard, writer.rows, len(writer.failures), seconds)
+
+    def _read(self, shard: str, writer: PartWriter) -> Iterator[Sample]:
+        """Samples of the shard; damage to the shard itself becomes an error row without a key."""
+        try:
+            yield from read_shard(shard)
+        except DataError as error:
+            writer.fail("", shard, "read", error)
+
+    def _prepare(self, sample: Sample) -> _Prepared | tuple[str, Exception]:
+        """Decode and transform, or say at which stage that failed and why."""
+        try:
+            if sample.image is None:
+                raise ImageError(f"{sample.key} has no picture; a .jpg, .png or .webp is needed.")
+            image = open_image(sample.image, max_pixels=self.config.max_pixels)
+        except ImageError as error:
+            return "decode", error
+        if not sample.captions:
+            return "caption", CaptionError(f"{sample.key} has no caption, or empty ones only.")
+        return _Prepared(sample, self.backbone.transform(image), image.size)
+
+    @torch.inference_mode()
+    def _add(self, prepared: Sequence[_Prepared], writer: PartWriter) -> None:
+        """Backbone, pooling and draws for one batch, into the writer."""
+        device = self.backbone.device
+        images = torch.stack([p.tensor for p in prepared]).to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = self.backbone(images)
+        columns: dict[str, Any] = {}
+        for layer, layer_features in features.items():
+            columns[f"feature.{layer}"] = self._pooled(layer, layer_features.map.float(), prepared)
+            if self.store.manifest.class_tokens:
+                assert layer_features.class_token is not None
+                columns[f"class_token.{layer}"] = layer_features.class_token.float().cpu().numpy()
+        good = np.ones(len(prepared), dtype=bool)
+        for values in columns.values():
+            flat = np.abs(values.reshape(len(prepared), -1))
+            good &= (flat <= HALF_MAX).all(axis=1)  # False for NaN, too
+        for keep, entry in zip(good, prepared, strict=True):
+            if not keep:
+                reason = DataError("features are not finite in float16")
+                writer.fail(entry.sample.key, entry.sample.source, "backbone", reason)
+        rows = [entry for keep, entry in zip(good, prepared, strict=True) if keep]
+        if rows:
+            columns = {name: values[good] for name, values in columns.items()}
+            columns["key"] = [row.sample.key for row in rows]
+            columns["captions"] = [list(row.sample.captions) for row in rows]
+            columns["width"] = [row.size[0] for row in rows]
+            columns["height"] = [row.size[1] for row in rows]
+            writer.add(columns)
+
+    def _pooled(self, layer: str, feature_map: Tensor, prepared: Sequence[_Prepared]) -> np.ndarray:
+        """The clean mean and the dropout draws (row, 1 + draws, channels), or the maps."""
+        if self.config.mode == "maps":
+            return feature_map.cpu().numpy()
+        pooled = [mean_pool(feature_map)[:, None]]
+        if self.config.draws:
+            locations = feature_map.shape[2] * feature_map.shape[3]
+            masks = [
+                dropout_masks(
+                    self.config.draws,
+                    locations,
+                    self.config.feature_dropout,
+                    row_generator(self.config.seed, f"{layer}|{entry.sample.key}"),
+                )
+                for entry in prepared
+            ]
+            pooled.append(masked_mean(feature_map, torch.stack(masks).to(feature_map.device)))
+        return torch.cat(pooled, dim=1).cpu().numpy()

@@ -1,0 +1,41 @@
+"""What every script shares: flags made from a dataclass, logging, and errors without a traceback."""
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from devil.errors import DevilError
+
+Options = TypeVar("Options")
+
+
+def run_script(options: type[Options], main: Callable[[Options], Any], description: str) -> None:
+    """Parse the command line into `options`, run `main`, and exit 1 on an error of the user's."""
+    parsed = tyro.cli(options, description=description)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    for noisy in ("httpx", "timm", "open_clip", "jax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(parsed)
+    except Exception as error:
+        ours = devil_error(error)
+        if ours is None:
+            raise
+        print(f"error: {ours}", file=sys.stderr)
+        sys.exit(1)
+
+
+def devil_error(error: BaseException | None) -> DevilError | None:
+    """The `DevilError` at the root of an exception, through Ray's wrappers."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, DevilError):
+            return error
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None)  # Ray Train: rank → exception
+        inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+        error = inner or error.__cause__ or error.__context__
+    return None

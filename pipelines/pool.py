@@ -1,0 +1,110 @@
+"""Units of work through a pool of Ray Data actors; records come back as they finish."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolConfig:
+    """How many workers, and what each takes of the cluster."""
+
+    workers: int = 0
+    """Actors; 0: as many as the cluster's GPUs, or else its processors, allow."""
+    cpus_per_worker: int = 2
+    """Processors, and threads, of each actor."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each actor; a fraction shares one."""
+
+
+def start_ray() -> None:
+    """Join the cluster of `RAY_ADDRESS`, or start Ray on this machine, unless it runs already."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"logging_level": logging.WARNING, "log_to_driver": True}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray Data needs a few processors for itself, whatever the machine has.
+        cpus = max(4, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def worker_count(config: PoolConfig, units: int) -> int:
+    """Actors to start for some units of work."""
+    if config.workers:
+        return max(1, min(config.workers, units))
+    resources = ray.cluster_resources()
+    if config.gpus_per_worker:
+        fit = resources.get("GPU", 0) / config.gpus_per_worker
+    elif len(ray.nodes()) == 1:
+        fit = (os.cpu_count() or 1) / config.cpus_per_worker
+    else:
+        fit = resources.get("CPU", 1) / config.cpus_per_worker
+    return max(1, min(math.floor(fit), units))
+
+
+class _Actor:
+    """Builds the worker in the actor's process, then hands it one unit at a time."""
+
+    def __init__(self, build: Callable[..., Any], arguments: dict[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.worker = build(**arguments)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        records = [self.worker(unit) for unit in batch["unit"]]
+        return {name: [record[name] for record in records] for name in records[0]}
+
+
+def over_pool(
+    units: Sequence[Any],
+    build: Callable[..., Callable[[Any], dict[str, Any]]],
+    arguments: dict[str, Any],
+    config: PoolConfig,
+) -> Iterator[dict[str, Any]]:
+    """Run `build(**arguments)` in each actor, and its result on every unit.
+
+    Args:
+        units: strings, or other plain values.
+        build: makes the worker; loads its model, so it runs once for each actor.
+        arguments: for `build`.
+        config: size of the pool.
+
+    Returns:
+        The workers' records, in the order in which they finish.
+    """
+    start_ray()
+    count = worker_count(config, len(units))
+    logger.info("%d units over %d workers", len(units), count)
+    dataset = ray.data.from_items(
+        [{"unit": unit} for unit in units], override_num_blocks=len(units)
+    )
+    results = dataset.map_batches(
+        _Actor,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(min_size=count, max_size=count),
+        num_cpus=config.cpus_per_worker,
+        num_gpus=config.gpus_per_worker or None,
+        fn_constructor_kwargs={
+            "build": build,
+            "arguments": arguments,
+            "threads": config.cpus_per_worker,
+        },
+    )
+    yield from results.iter_rows()

@@ -1,0 +1,140 @@
+"""Feature store → model folder: trains the translator with Ray Train, on any number of workers.
+
+    python pipelines/train.py features/cc3m --output runs/cc3m --language-model.name facebook/opt-125m
+
+Writes `model/` (for `DeViL.from_pretrained`), `training/metrics.jsonl`, and TensorBoard's files into
+the output folder. The same command goes on where a run was stopped, and ends at once when it is done.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import tyro
+
+from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
+from devil.errors import ConfigError
+from devil.features import FeatureStore
+from devil.language_model import load_language_model
+from devil.model import DeViL
+from pipelines.cli import run_script
+from pipelines.pool import start_ray
+from pipelines.training_run import train_worker
+
+logger = logging.getLogger("train")
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of training."""
+
+    store: tyro.conf.Positional[str]
+    """Feature store written by pipelines/extract.py."""
+    output: str
+    """Folder of the run; gets `model/` and `training/`. On a cluster, one that all nodes share."""
+    language_model: LanguageModelConfig
+    translator: TranslatorConfig = field(default_factory=TranslatorConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    layers: tuple[str, ...] = ()
+    """Subset of the store's layers; empty: all."""
+    name: str = "devil"
+    """Name of the model, written into its card and its explanations."""
+    workers: int = 1
+    """Data-parallel workers; the global batch stays the same."""
+    gpu: bool = False
+    """Give each worker one GPU."""
+    cpus_per_worker: int = 2
+    """Processors, and threads, of each worker."""
+
+
+def train(options: TrainOptions) -> DeViL:
+    """Train, or go on with, a translator.
+
+    Returns:
+        The trained model, loaded from its folder, without its backbone.
+
+    Raises:
+        FeatureStoreError, LanguageModelError: an input cannot be used.
+        ConfigError: the output folder belongs to a run with other options.
+    """
+    output = Path(options.output).resolve()
+    FeatureStore.open(options.store)
+    load_language_model(options.language_model)
+    wanted = _run_description(options)
+    if _check_run(output, wanted):
+        logger.info("%s is finished; nothing to do", output)
+        return DeViL.from_pretrained(output / "model", load_backbone=False)
+    start_ray()
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"options": wanted, "output": str(output), "store": _store(options)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=options.workers,
+            use_gpu=options.gpu,
+            resources_per_worker={"CPU": options.cpus_per_worker}
+            | ({"GPU": 1} if options.gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(output / "training"),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    trainer.fit()
+    (output / "training" / "finished").touch()
+    return DeViL.from_pretrained(output / "model", load_backbone=False)
+
+
+def _store(options: TrainOptions) -> str:
+    local = "://" not in options.store
+    return str(Path(options.store).resolve()) if local else options.store
+
+
+def _run_description(options: TrainOptions) -> dict[str, Any]:
+    """What decides a run's result; kept beside it, so that no other run goes on with it."""
+    language_model = options.language_model
+    if Path(language_model.name).is_dir():
+        resolved = str(Path(language_model.name).resolve())
+        language_model = dataclasses.replace(language_model, name=resolved)
+    return {
+        "store": _store(options),
+        "language_model": to_dict(language_model),
+        "translator": to_dict(options.translator),
+        "training": to_dict(options.training),
+        "layers": list(options.layers),
+        "name": options.name,
+        "threads": options.cpus_per_worker,
+    }
+
+
+def _check_run(output: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the run in `output` is finished; writes down a new one."""
+    path = output / "training" / RUN
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+        os.replace(temporary, path)
+        return False
+    found = json.loads(path.read_text())
+    if found != wanted:
+        different = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
+        raise ConfigError(
+            f"{output} holds a run with another {', '.join(different)}; give another --output, "
+            "or remove that folder."
+        )
+    return (path.parent / "finished").is_file() and (output / "model").is_dir()
+
+
+if __name__ == "__main__":
+    run_script(TrainOptions, train, __doc__ or "")
