@@ -127,6 +127,20 @@ def package_versions() -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
+@contextmanager
+def renamed(fs: fsspec.AbstractFileSystem, final: str) -> Iterator[str]:
+    """A temporary name that becomes `final` when the block ends well, and else is removed."""
+    folder, _, name = final.rpartition("/")
+    temporary = f"{folder}/.{name}.{uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        fs.mv(temporary, final)
+    except BaseException:
+        if fs.exists(temporary):
+            fs.rm(temporary)
+        raise
+
+
 class PartMetadata(NamedTuple):
     """What a part's footer says of the shard it was made from."""
 
@@ -192,21 +206,8 @@ class FeatureStore:
         """Replace the manifest."""
         self.manifest = manifest
         content = json.dumps(manifest.to_dict(), indent=2).encode()
-        with self._renamed(f"{self.path}/{MANIFEST}") as name, self.fs.open(name, "wb") as file:
+        with renamed(self.fs, f"{self.path}/{MANIFEST}") as name, self.fs.open(name, "wb") as file:
             file.write(content)
-
-    @contextmanager
-    def _renamed(self, final: str) -> Iterator[str]:
-        """A temporary name that becomes `final` when the block ends well, and else is removed."""
-        folder, _, name = final.rpartition("/")
-        temporary = f"{folder}/.{name}.{uuid4().hex[:8]}.tmp"
-        try:
-            yield temporary
-            self.fs.mv(temporary, final)
-        except BaseException:
-            if self.fs.exists(temporary):
-                self.fs.rm(temporary)
-            raise
 
     def part_path(self, name: str) -> str:
         """Path of the part made from the shard called `name`."""
@@ -327,12 +328,15 @@ class PartWriter:
         errors = pa.Table.from_pylist(self.failures, schema=ERROR_SCHEMA)
         store = self.store
         target = f"{store.path}/errors/part-{self.name}.parquet"
-        with store._renamed(target) as name, store.fs.open(name, "wb") as file:
+        with renamed(store.fs, target) as name, store.fs.open(name, "wb") as file:
             pq.write_table(errors, file)
         schema = self.schema.with_metadata({METADATA: json.dumps(metadata._asdict()).encode()})
         table = pa.Table.from_batches(self._buffer, schema=self.schema).replace_schema_metadata(
             schema.metadata
         )
         rows = max(1, min(10_000, BUFFER_BYTES * max(1, table.num_rows) // max(1, table.nbytes)))
-        with store._renamed(store.part_path(self.name)) as name, store.fs.open(name, "wb") as file:
+        with (
+            renamed(store.fs, store.part_path(self.name)) as name,
+            store.fs.open(name, "wb") as file,
+        ):
             pq.write_table(table, file, row_group_size=rows, compression="zstd")

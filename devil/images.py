@@ -142,6 +142,8 @@ class EvaluationTransform:
     """Divided by per channel."""
     border: tuple[int, int, int] | None = None
     """Colour (0 to 255) around the picture: then `resize` is the *longer* side's length."""
+    round_down: bool = False
+    """The crop begins at the pixel below (transformers), not at the nearest (torchvision)."""
 
     def __post_init__(self) -> None:
         if self.interpolation not in RESAMPLING:
@@ -188,10 +190,14 @@ class EvaluationTransform:
     def _offset(self, size: tuple[int, int]) -> tuple[int, int]:
         """Where in a resized picture of `size` (width, height) the crop begins: left, top.
 
-        Rounded as torchvision does; negative where the crop is larger than the picture.
+        Negative where the crop is larger than the picture.
         """
         left, top = (
-            round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+            -((crop - length) // 2)
+            if length < crop
+            else (length - crop) // 2
+            if self.round_down
+            else round((length - crop) / 2)
             for length, crop in zip(size, reversed(self.crop), strict=True)
         )
         return left, top

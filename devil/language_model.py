@@ -61,7 +61,7 @@ class LanguageModel(nn.Module):
         with torch.inference_mode():
             embeddings = self.embed(torch.tensor([[self.eos, self.eos]], device=self.device))
             ours = self.logits(self.hidden(embeddings).last_hidden_state)
-            whole = self.model(inputs_embeds=embeddings).logits.float()
+            whole = self.model(inputs_embeds=embeddings).logits.to(ours.dtype)
         if not torch.allclose(ours, whole, rtol=1e-2, atol=1e-2):
             raise LanguageModelError(
                 f"language model {self.config.name!r} ({type(self.model).__name__}) turns hidden "
@@ -109,13 +109,13 @@ class LanguageModel(nn.Module):
         return self.model.base_model(inputs_embeds=embeddings, **arguments)
 
     def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
-        """Next-token logits (float32) of hidden states."""
+        """Next-token logits of hidden states, in float32 or wider."""
         logits = self.model.get_output_embeddings()(hidden)
         scale = getattr(self.model.config, "logits_scaling", None)  # Granite divides by it
         cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
         logits = logits / scale if scale else logits
         logits = torch.tanh(logits / cap) * cap if cap else logits
-        return logits.float()
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def clean(self, text: str) -> str:
         """Text in the manner of `config.text`, with single spaces."""
@@ -131,9 +131,7 @@ class LanguageModel(nn.Module):
         Raises:
             CaptionError: the caption is empty, or longer than `limit` or what the context leaves.
         """
-        ids: list[int] = self.tokenizer(
-            self.clean(caption), add_special_tokens=False, verbose=False
-        )["input_ids"]
+        ids = self._ids(self.clean(caption))
         if not ids:
             raise CaptionError(f"caption {caption!r} is empty; leave it out.")
         allowed = self.context - 2 if limit is None else min(limit, self.context - 2)
@@ -169,7 +167,10 @@ class LanguageModel(nn.Module):
         return (before if prompt else []), ids
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        # A "</s>" in a caption (web texts hold such) is text, not the end of it.
+        return self.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, verbose=False
+        )["input_ids"]
 
     def text(self, ids: Sequence[int]) -> str:
         """Text of token ids, stripped."""

@@ -49,7 +49,7 @@ def load_backbone(config: BackboneConfig | str, *, device: torch.device | str = 
         except Exception as error:  # hubs, constructors and forward passes raise many kinds
             raise BackboneError(
                 f"backbone {config.name!r} with weights {config.weights!r} cannot be loaded "
-                f"({type(error).__name__}: {str(error)[:500]}). Check the name and image_size, or "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:500]}). Check the name and image_size, or "
                 "give weights=PATH of a local state dict, or weights='random'."
             ) from error
     return backbone.to(device)

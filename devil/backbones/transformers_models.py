@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from devil.backbones.base import LoadedModel
 from devil.backbones.layout import LayerOutput
-from devil.backbones.weights import load_weights, read_state_dict, without_prefix
+from devil.backbones.weights import check_fit, read_state_dict
 from devil.config import BackboneConfig
 from devil.errors import BackboneError
 from devil.images import RESAMPLING, EvaluationTransform
@@ -35,16 +35,35 @@ def load_transformers(name: str, config: BackboneConfig) -> LoadedModel:
     else:
         model = AutoModel.from_config(settings)
     tower = getattr(model, "vision_model", model)
-    settings = getattr(settings, "vision_config", settings)
     if config.weights not in ("pretrained", "random"):
-        state = read_state_dict(config.weights)
-        for prefix in ("vision_model.", f"{model.base_model_prefix}."):
-            if not any(key.startswith(prefix) for key in tower.state_dict()):
-                state = without_prefix(state, prefix)
-        load_weights(tower, state, config.weights)
+        tower = _load_local(tower, config.weights)
     return LoadedModel(
-        module=tower, transform=_transform(name, config), output=_output(tower, settings)
+        module=tower, transform=_transform(name, config), output=_output(tower, tower.config)
     )
+
+
+def _load_local(tower: Any, path: str) -> Any:
+    """The tower with weights from a file, by transformers' own rules for renamed tensors."""
+    loaded, report = type(tower).from_pretrained(
+        None,
+        config=tower.config,
+        state_dict=read_state_dict(path),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        dtype=torch.float32,
+    )
+    # The file may be of a larger model: what it has outside the tower is no fault. The pooler is
+    # a head that many files lack, and no layer needs it.
+    inner = [k.removeprefix(f"{tower.base_model_prefix}.") for k in report["unexpected_keys"]]
+    inner = [k.removeprefix("vision_model.") for k in inner]
+    parts = {name for name, _ in tower.named_children()}
+    check_fit(
+        f"weights {path} do not fit {type(tower).__name__}",
+        missing=[k for k in report["missing_keys"] if not k.startswith("pooler.")],
+        unexpected=[k for k in inner if k.split(".")[0] in parts],
+        shapes={k: (tuple(ours), tuple(theirs)) for k, ours, theirs in report["mismatched_keys"]},
+    )
+    return loaded
 
 
 def _transform(name: str, config: BackboneConfig) -> EvaluationTransform:
@@ -66,6 +85,7 @@ def _transform(name: str, config: BackboneConfig) -> EvaluationTransform:
         interpolation=NAMES[Image.Resampling(int(processor.resample))],
         mean=(mean[0] / scale, mean[1] / scale, mean[2] / scale),
         std=(std[0] / scale, std[1] / scale, std[2] / scale),
+        round_down=True,
     )
     _check_transform(name, transform, processor)
     return transform.resized(config.image_size) if config.image_size else transform

@@ -1,6 +1,6 @@
 """State dicts from local files into models, with errors that say what does not fit."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -55,26 +55,47 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], source: str | P
         BackboneError: names or shapes differ; says which, and what is expected.
     """
     expected = module.state_dict()
-    problems = {
-        "missing": sorted(set(expected) - set(state)),
-        "unexpected": sorted(set(state) - set(expected)),
-        "of another shape": [
-            f"{name} {tuple(state[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in sorted(set(expected) & set(state))
-            if state[name].shape != expected[name].shape
-        ],
+    shapes = {
+        name: (tuple(state[name].shape), tuple(expected[name].shape))
+        for name in set(expected) & set(state)
+        if state[name].shape != expected[name].shape
     }
-    if any(problems.values()):
-        found = "; ".join(
-            f"{len(names)} {problem}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-            for problem, names in problems.items()
-            if names
-        )
-        raise BackboneError(
-            f"weights {source} do not fit {type(module).__name__} (tensors {found}). Give the "
-            "weights of this architecture, or the architecture of these weights."
-        )
+    check_fit(
+        f"weights {source} do not fit {type(module).__name__}",
+        missing=set(expected) - set(state),
+        unexpected=set(state) - set(expected),
+        shapes=shapes,
+    )
     module.load_state_dict(dict(state))
+
+
+def check_fit(
+    problem: str,
+    *,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    """Raise a `BackboneError` that names the tensors, if there are any.
+
+    Args:
+        problem: how the message begins.
+        missing: names that the model has and the file lacks.
+        unexpected: names that the file has and the model lacks.
+        shapes: name → shape in the file, shape in the model.
+    """
+    differences = [f"{n} {ours} instead of {theirs}" for n, (ours, theirs) in shapes.items()]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": differences}
+    found = [
+        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for kind, names in ((kind, sorted(names)) for kind, names in kinds.items())
+        if names
+    ]
+    if found:
+        raise BackboneError(
+            f"{problem} (tensors {'; '.join(found)}). Give the weights of this architecture, or "
+            "the architecture of these weights."
+        )
 
 
 def _short(error: Exception) -> str:

@@ -8,6 +8,7 @@ a byte-level BPE tokenizer, trained on caption text alone, in a folder that tran
 Neither sees a caption together with a picture: joining the two is the translator's work.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -156,7 +157,8 @@ def train_backbone(
         model = timm.create_model(BACKBONE, num_classes=len(labels.names))
         heads = _LocationHeads(model, labels)
     model = model.to(memory_format=torch.channels_last)
-    views = _view_scenes(scenes, model, labels)
+    with _one_thread():
+        views = _view_scenes(scenes, model, labels)
     if len(views) < held_out + batch_size:
         raise DataError(
             f"training needs held_out + batch_size = {held_out + batch_size} scenes or more, "
@@ -207,6 +209,17 @@ class _LocationHeads(nn.Module):
             name: head(self._maps.pop(name)).permute(0, 2, 3, 1).float()
             for name, head in self.heads.items()
         }
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations wait longer for a second thread on a busy machine than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _output_sizes(labels: Labels) -> list[int]:

@@ -205,7 +205,7 @@ def test_layers_that_are_no_maps(layer: str, message: str) -> None:
 
 def test_a_layer_that_is_never_run(hub_folder: Callable[[str], Path]) -> None:
     name = f"transformers:{hub_folder('dinov2')}"
-    with pytest.raises(LayerError, match="'encoder.layer' gives no feature map.*takes no part"):
+    with pytest.raises(LayerError, match=r"'encoder.layer' gives no feature map.*takes no part"):
         load_backbone(BackboneConfig(name=name, weights="random", layers=("encoder.layer",)))
 
 

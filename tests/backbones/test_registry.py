@@ -33,7 +33,7 @@ def load(name: str, weights: str | Path = "random", **fields: int) -> Backbone:
         ("torchvision:resnet50/V9", "no weights 'V9'; tags: .*IMAGENET1K_V2"),
         ("open_clip:ViT-B-33", "no architecture 'ViT-B-33'.*'ViT-B-32'"),
         ("open_clip:ViT-B-32/mine", "no weights 'mine'; its tags: .*'openai'"),
-        ("transformers:nobody/nothing", "cannot be loaded.*nobody/nothing"),
+        ("transformers:nobody/nothing", "nobody/nothing.* cannot be loaded .*Check the name"),
     ],
 )
 def test_unknown_names(name: str, message: str) -> None:
@@ -125,12 +125,22 @@ def test_weights_of_a_classifier_around_a_transformers_model(
 ) -> None:
     folder = hub_folder("dinov2")
     config = transformers.AutoConfig.from_pretrained(folder)
-    model = transformers.Dinov2ForImageClassification(config)
+    model = transformers.Dinov2ForImageClassification(config).eval()
+    # On disk tensors have older names than in the module.
     model.save_pretrained(tmp_path)
-    backbone = load(f"transformers:{folder}", tmp_path / "model.safetensors")
+    torch.save(model.state_dict(), tmp_path / "state.pt")
     images = torch.randn(1, 3, 64, 64)
-    own = model.eval().dinov2(images, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(backbone(images)["encoder.layer.3"].class_token, own[4][:, 0])
+    expected = model.dinov2(images, output_hidden_states=True).hidden_states[4][:, 0]
+    for file in ("model.safetensors", "state.pt"):
+        features = load(f"transformers:{folder}", tmp_path / file)(images)
+        torch.testing.assert_close(features["encoder.layer.3"].class_token, expected)
+    config.num_hidden_layers = 9
+    deeper = tmp_path / "deeper"
+    transformers.Dinov2Model(config).save_pretrained(deeper)
+    with pytest.raises(BackboneError, match=r"18 unexpected: encoder\.layer\.8\."):
+        load(f"transformers:{folder}", deeper / "model.safetensors")
+    with pytest.raises(BackboneError, match=r"do not fit ViTModel \(.*missing: .*layers\.0"):
+        load(f"transformers:{hub_folder('vit')}", deeper / "model.safetensors")
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
@@ -162,7 +172,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         with pytest.raises(BackboneError, match=rf"{name} cannot be read .*safetensors file or"):
             load(TINY, tmp_path / name)
     torch.save({"a": Payload()}, tmp_path / "pickled.pt")
-    with pytest.raises(BackboneError, match="UnpicklingError.*Weights only load failed"):
+    with pytest.raises(BackboneError, match=r"UnpicklingError.*Weights only load failed"):
         load(TINY, tmp_path / "pickled.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     with pytest.raises(BackboneError, match="holds no state dict"):
@@ -170,5 +180,5 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
 
 
 def test_an_image_size_that_the_model_cannot_take(hub_folder: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match="cannot be loaded .*image_size"):
+    with pytest.raises(BackboneError, match=r"cannot be loaded .*image_size"):
         load(f"transformers:{hub_folder('vit')}", image_size=96)

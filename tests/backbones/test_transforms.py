@@ -95,7 +95,7 @@ def test_transformers_processor_that_does_more(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
     )
     processor.save_pretrained(tmp_path)
-    with pytest.raises(BackboneError, match="MobileViTImageProcessor.* not a resize"):
+    with pytest.raises(BackboneError, match=r"MobileViTImageProcessor.* not a resize"):
         load_backbone(config)
 
 

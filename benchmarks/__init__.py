@@ -1,0 +1,1 @@
+"""Measurements of speed and quality; each is one command, and its results are kept as JSON."""

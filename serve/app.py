@@ -1,0 +1,206 @@
+"""The application: routes, limits, and how the ingress and the explainers are deployed.
+
+`serve run serve.app:app` answers for the demo's model, `serve run serve.app:app model=FOLDER` for
+another; `serve.settings` has the other settings. The ingress reads and checks requests and holds no
+model (and so never loads torch); the explainers do the work.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.serve
+import ray.serve.config
+import ray.serve.exceptions
+import ray.serve.handle
+from fastapi import FastAPI, Request, Response
+
+from devil.errors import ModelFolderError
+from serve.body import read_body
+from serve.openapi import describe_api, request_body
+from serve.problems import ProblemError, add_problem_handlers, problem_response, problem_responses
+from serve.schemas import ExplanationDocument, Health, ModelDescription, ModelList, Refusal
+from serve.settings import RETRY_AFTER_SECONDS, Settings
+
+API_VERSION = "1.0"
+HEALTH_CHECK_TIMEOUT_SECONDS = 60
+NOT_READY = "The model is not ready to answer; try again later."
+PROBE_SECONDS = 5.0
+"""How long a health check waits for the explainer."""
+RECENT_SECONDS = 30.0
+"""An explainer that does not take a health check, but answered a request so recently, is busy."""
+LOST = (
+    ray.serve.exceptions.DeploymentUnavailableError,
+    ray.serve.exceptions.ReplicaUnavailableError,
+    ray.exceptions.RayActorError,
+)
+"""The explainer is gone; another is being started."""
+
+logger = logging.getLogger("ray.serve")
+
+
+@ray.serve.ingress()
+class Ingress:
+    """Reads requests, hands them to the explainers, and says no where it must."""
+
+    def __init__(self, settings: Settings, explainer: ray.serve.handle.DeploymentHandle) -> None:
+        self.settings = settings
+        self.explainer = explainer
+        self._explaining = 0
+        self._answered = float("-inf")
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return build_api(self)
+
+    async def explain(self, request: Request) -> Response:
+        """Answer `POST /v1/explain`."""
+        seconds = self.settings.timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                body = await read_body(request, self.settings.max_request_bytes)
+        except TimeoutError:
+            raise ProblemError(408, f"The body did not arrive within {seconds:g} s.") from None
+        self._explaining += 1
+        try:
+            answer = await self._ask("explain", *body, seconds=seconds)
+        finally:
+            self._explaining -= 1
+        if isinstance(answer, Refusal):
+            return problem_response(answer)
+        return Response(answer, media_type="application/json")
+
+    async def models(self) -> ModelList:
+        """Answer `GET /v1/models`."""
+        found = await self._ask("describe", seconds=PROBE_SECONDS)
+        return ModelList(models=[ModelDescription.model_validate(found)])
+
+    async def health(self) -> Health:
+        """Answer `GET /healthz`."""
+        try:
+            await self._ask("describe", seconds=PROBE_SECONDS)
+        except ProblemError as problem:
+            recent = time.monotonic() - self._answered < RECENT_SECONDS
+            if problem.refusal.status == 429 or (self._explaining and recent):
+                return Health(status="busy")
+            raise ProblemError(503, NOT_READY) from None
+        return Health(status="ready")
+
+    async def _ask(self, method: str, *arguments: Any, seconds: float) -> Any:
+        """Call an explainer.
+
+        Raises:
+            ProblemError: 429 if the queue is full; 503 if the time is over, or the explainer gone.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                result = await getattr(self.explainer, method).remote(*arguments)
+        except TimeoutError:
+            raise ProblemError(503, f"No answer within {seconds:g} s; try again later.") from None
+        except ray.serve.exceptions.BackPressureError:
+            raise ProblemError(429, "Too many requests are waiting; try again later.") from None
+        except LOST as error:
+            logger.warning("the explainer is gone: %s", error)
+            self._answered = float("-inf")
+            raise ProblemError(503, NOT_READY) from None
+        self._answered = time.monotonic()
+        return result
+
+
+def build_api(ingress: Ingress) -> FastAPI:
+    """The routes, their documentation, and their errors."""
+    api = FastAPI(
+        title="DeViL",
+        version=API_VERSION,
+        description="What each layer of a vision model holds at each location, in words.",
+        redoc_url=None,
+    )
+    api.add_api_route(
+        "/v1/explain",
+        ingress.explain,
+        methods=["POST"],
+        summary="Explain a picture",
+        response_model=ExplanationDocument,
+        responses=problem_responses(400, 408, 413, 415, 422, 429, 500, 503),
+        openapi_extra={"requestBody": request_body()},
+    )
+    api.add_api_route(
+        "/v1/models",
+        ingress.models,
+        summary="The model that answers, its layers and measured scores",
+        response_model=ModelList,
+        responses=problem_responses(429, 500, 503),
+    )
+    api.add_api_route(
+        "/healthz",
+        ingress.health,
+        summary="Whether the model can answer now",
+        response_model=Health,
+        responses=problem_responses(500, 503),
+    )
+    add_problem_handlers(api)
+    describe_api(api)
+    return api
+
+
+def app(settings: Settings) -> ray.serve.Application:
+    """The application that `serve run` and a Serve config file start.
+
+    Raises:
+        ModelFolderError: the model folder does not exist.
+    """
+    # Here alone: the ingress imports this file, and must not load torch.
+    from serve.explainer import Explainer
+
+    settings = settings.model_copy(update={"model": _found(settings.model)})
+    explainer = ray.serve.deployment(
+        Explainer,
+        name="Explainer",
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_ongoing,
+        max_queued_requests=settings.max_queued,
+        ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(settings)},
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+    ).bind(settings)
+    ingress = ray.serve.deployment(
+        Ingress,
+        name="Ingress",
+        max_ongoing_requests=settings.max_open,
+        max_queued_requests=settings.max_open,
+        backpressure_config=ray.serve.config.BackpressureConfig(
+            status_code=429, retry_after_s=RETRY_AFTER_SECONDS
+        ),
+        ray_actor_options={"num_cpus": 0},
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+    )
+    return ingress.bind(settings, explainer)
+
+
+def _found(model: str) -> str:
+    """A model folder's absolute path (replicas may run elsewhere), or a hub id as it is."""
+    if Path(model).is_dir():
+        return str(Path(model).resolve())
+    if model.count("/") == 1 and not model.startswith((".", "/", "~", "runs/")):
+        return model
+    raise ModelFolderError(
+        f"model folder {model} does not exist; run `make demo`, which trains one, or give a folder "
+        "or a hub id: serve run serve.app:app model=FOLDER."
+    )
+
+
+def _gpus(settings: Settings) -> float:
+    """What each replica takes of the machine's GPUs: one, or a share where there are fewer."""
+    if settings.device == "cpu":
+        return 0
+    if ray.is_initialized():
+        count = int(ray.cluster_resources().get("GPU", 0))
+    else:
+        import torch
+
+        count = torch.cuda.device_count()
+    if settings.device == "cuda":
+        count = max(count, 1)
+    return min(1.0, count / settings.replicas)

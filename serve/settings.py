@@ -1,0 +1,53 @@
+"""What an operator can set: `serve run serve.app:app model=FOLDER max_batch_size=16 ...`."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RETRY_AFTER_SECONDS = 1
+"""What a refused client is told to wait."""
+
+
+class Settings(BaseModel):
+    """Settings of the application; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field("runs/demo/model", description="Model folder, or hub id OWNER/NAME.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Where the model runs; `auto`: a GPU if there is one."
+    )
+    replicas: int = Field(1, ge=1, description="Copies of the model that answer side by side.")
+    threads: int = Field(
+        0, ge=0, description="Processor threads of each copy; 0: its share of the machine."
+    )
+    max_batch_size: int = Field(8, ge=1, le=1024, description="Pictures explained at once.")
+    batch_wait_seconds: float = Field(
+        0.01, ge=0, le=10, description="How long a picture waits for others to join it."
+    )
+    max_request_bytes: int = Field(
+        20_000_000, ge=1, description="Longer request bodies are refused while they are read."
+    )
+    max_pixels: int = Field(
+        50_000_000,
+        ge=16,
+        le=100_000_000,
+        description="Pictures with more pixels are refused before they are decoded.",
+    )
+    max_queued: int = Field(
+        64, ge=1, description="Requests that wait for a free copy; beyond, clients get 429."
+    )
+    timeout_seconds: float = Field(
+        120.0, gt=0, le=3600, description="A request that takes longer is given up with 503."
+    )
+
+    @property
+    def max_ongoing(self) -> int:
+        """Requests in one copy: a batch being explained, and one being decoded for the next."""
+        return 2 * self.max_batch_size
+
+    @property
+    def max_open(self) -> int:
+        """Requests that the ingress keeps open; some more than the copies and the queue hold, so
+        that it has room to refuse and to answer health checks."""
+        return self.max_queued + self.replicas * self.max_ongoing + 64
