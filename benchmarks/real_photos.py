@@ -57,7 +57,7 @@ class RealPhotosOptions:
     """Folder of features, model and report; features are used again."""
     results: str = "benchmarks/results/real_photos.json"
     """Where the figures are written."""
-    steps: int = 6000
+    steps: int = 4500
     """Training steps, of 16 photos with five captions each."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
@@ -157,6 +157,8 @@ def train_options(data: Path, output: Path, options: RealPhotosOptions) -> Train
             seed=options.seed,
         ),
         name="devil-real-photos",
+        workers=2,
+        cpus_per_worker=1,
     )
 
 

@@ -44,7 +44,8 @@ def greedy_captions(
             f"{language_model.context - prefix.shape[1] - 1}."
         )
     captions: list[Caption] = []
-    for rows in prefix.split(config.batch_size):
+    for start in range(0, prefix.shape[0], config.batch_size):
+        rows = prefix[start : start + config.batch_size]
         captions += _greedy_batch(language_model, rows, config.max_new_tokens)
     return captions
 

@@ -7,6 +7,7 @@ model (and so never loads torch); the explainers do the work.
 
 import asyncio
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -203,4 +204,5 @@ def _gpus(settings: Settings) -> float:
         count = torch.cuda.device_count()
     if settings.device == "cuda":
         count = max(count, 1)
-    return min(1.0, count / settings.replicas)
+    # Shares of different GPUs cannot be joined, so each GPU takes a whole number of replicas.
+    return 1 / math.ceil(settings.replicas / count) if count else 0

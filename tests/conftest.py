@@ -10,7 +10,7 @@ import pytest
 # Configurations check their own types, with errors for users that tests look at.
 _PACKAGE = Path(__file__).parent.parent / "devil"
 _CHECKED = [f"devil.{m.name}" for m in pkgutil.iter_modules([str(_PACKAGE)]) if m.name != "config"]
-jaxtyping.install_import_hook(_CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(_CHECKED, "typechecking.checked")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

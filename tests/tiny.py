@@ -4,6 +4,7 @@ Everything is seeded, small enough to build in well under a second, and written 
 are: transformers' folder format, safetensors, tars as img2dataset writes them.
 """
 
+import functools
 import io
 import json
 import tarfile
@@ -64,6 +65,7 @@ WIDTH = 24
 SMALL = TranslatorConfig(width=16, depth=2, heads=2, feedforward=32, prefix_length=3)
 
 
+@functools.cache
 def tiny_tokenizer(family: str = "gpt2") -> transformers.PreTrainedTokenizerFast:
     """A tokenizer trained on `CAPTIONS`: byte-level BPE, or for Llama BPE over "▁" words."""
     special = SPECIAL[family]

@@ -5,24 +5,27 @@ architectures lay out tensors. A name without `weights` fetches the library's ow
 weights, if they are not cached; `random` and a path never touch the network.
 """
 
+import importlib
 from collections.abc import Callable
 
 import torch
 
 from devil.backbones.base import Backbone, LoadedModel
-from devil.backbones.open_clip_models import load_open_clip
-from devil.backbones.timm_models import load_timm
-from devil.backbones.torchvision_models import load_torchvision
-from devil.backbones.transformers_models import load_transformers
 from devil.config import BackboneConfig
 from devil.errors import BackboneError, DevilError
 
-LOADERS: dict[str, Callable[[str, BackboneConfig], LoadedModel]] = {
-    "timm": load_timm,
-    "open_clip": load_open_clip,
-    "transformers": load_transformers,
-    "torchvision": load_torchvision,
+LOADERS: dict[str, str] = {
+    "timm": "devil.backbones.timm_models:load_timm",
+    "open_clip": "devil.backbones.open_clip_models:load_open_clip",
+    "transformers": "devil.backbones.transformers_models:load_transformers",
+    "torchvision": "devil.backbones.torchvision_models:load_torchvision",
 }
+"""Library → its loader. By name, for each library takes seconds to import and one is needed."""
+
+
+def _loader(library: str) -> Callable[[str, BackboneConfig], LoadedModel]:
+    module, _, function = LOADERS[library].partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def load_backbone(config: BackboneConfig | str, *, device: torch.device | str = "cpu") -> Backbone:
@@ -43,13 +46,14 @@ def load_backbone(config: BackboneConfig | str, *, device: torch.device | str = 
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         try:
-            backbone = Backbone(config.name, LOADERS[library](name, config), config.layers)
+            backbone = Backbone(config.name, _loader(library)(name, config), config.layers)
         except DevilError:
             raise
         except Exception as error:  # hubs, constructors and forward passes raise many kinds
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             raise BackboneError(
                 f"backbone {config.name!r} with weights {config.weights!r} cannot be loaded "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:500]}). Check the name and image_size, or "
-                "give weights=PATH of a local state dict, or weights='random'."
+                f"({reason}). Check the name and image_size, or give weights=PATH of a local "
+                "state dict, or weights='random'."
             ) from error
     return backbone.to(device)

@@ -1,0 +1,93 @@
+"""Extraction through real Ray: restart, errors, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import encoded, picture, sample_members, tiny_backbone_weights, tiny_shards, write_tar
+
+from devil.config import ExtractionConfig
+from devil.errors import DataError, FeatureStoreError, LayerError
+from devil.features import FeatureStore
+from pipelines.extract import ExtractOptions, extract
+from pipelines.pool import PoolConfig
+
+CAPTION = "a red circle on the left side"
+
+
+def options(folder: Path, **changes: object) -> ExtractOptions:
+    values: dict[str, object] = {
+        "shards": str(folder / "shards"),
+        "store": str(folder / "store"),
+        "backbone": tiny_backbone_weights(folder / "backbone"),
+        "extraction": ExtractionConfig(draws=2, batch_size=4),
+        "pool": PoolConfig(workers=2, cpus_per_worker=1),
+    }
+    return ExtractOptions(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_every_row_is_stored_or_explained_and_a_second_run_only_adds(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=5)
+    broken = [
+        *sample_members("good", [CAPTION], encoded(picture("a red circle on the left side"))),
+        *sample_members("text", [CAPTION], b"this is no picture"),
+    ]
+    write_tar(tmp_path / "shards" / "00007.tar", broken)
+    manifest = extract(options(tmp_path))
+    assert (manifest.rows, manifest.errors) == (11, 1)
+    store = FeatureStore.open(str(tmp_path / "store"))
+    assert store.errors().to_pylist()[0]["key"] == "text"
+    assert store.errors().to_pylist()[0]["stage"] == "decode"
+    before = {part: Path(part).stat().st_mtime_ns for part in store.parts()}
+    tiny_shards(tmp_path / "more", shards=1, rows=3, seed=5)
+    (tmp_path / "more" / "00000.tar").rename(tmp_path / "shards" / "00009.tar")
+    again = extract(options(tmp_path))
+    assert again.rows == 14
+    after = {part: Path(part).stat().st_mtime_ns for part in store.parts()}
+    assert before.items() < after.items()
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_draws_do_not_depend_on_workers_or_batches(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=5)
+    extract(options(tmp_path))
+    extract(
+        options(
+            tmp_path,
+            store=str(tmp_path / "other"),
+            extraction=ExtractionConfig(draws=2, batch_size=3),
+            pool=PoolConfig(workers=1, cpus_per_worker=1),
+        )
+    )
+    for part in sorted((tmp_path / "store").glob("part-*.parquet")):
+        one, two = pq.read_table(part), pq.read_table(tmp_path / "other" / part.name)
+        for name in one.column_names:
+            if name.startswith("feature."):
+                a = one.column(name).combine_chunks().to_numpy_ndarray().astype("float32")
+                b = two.column(name).combine_chunks().to_numpy_ndarray().astype("float32")
+                assert abs(a - b).max() <= 2e-3 * abs(a).max()
+            else:
+                assert one.column(name).equals(two.column(name))
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no shards at"):
+        extract(options(tmp_path))
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    backbone = tiny_backbone_weights(tmp_path / "backbone")
+    with pytest.raises(LayerError, match=r"no layer .*layer9.*layer1"):
+        extract(
+            options(tmp_path, backbone=type(backbone)(**vars(backbone) | {"layers": ("layer9",)}))
+        )
+    assert not (tmp_path / "store").exists()
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    extract(options(tmp_path))
+    manifest = (tmp_path / "store" / "manifest.json").read_bytes()
+    with pytest.raises(FeatureStoreError, match=r"extraction\.draws: 2 here, 3 asked"):
+        extract(options(tmp_path, extraction=ExtractionConfig(draws=3)))
+    assert (tmp_path / "store" / "manifest.json").read_bytes() == manifest
+    assert json.loads(manifest)["rows"] == 2

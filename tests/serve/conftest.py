@@ -1,0 +1,75 @@
+"""The application on real Ray Serve, on a free port of this machine, with a tiny model."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+import ray.serve
+from tiny import encoded, picture, tiny_model
+
+from devil import DeViL
+from serve.app import app
+from serve.settings import Settings
+
+MAX_REQUEST_BYTES = 200_000
+SETTINGS = {
+    "device": "cpu",
+    "threads": 1,
+    "max_batch_size": 4,
+    "batch_wait_seconds": 0.05,
+    "max_request_bytes": MAX_REQUEST_BYTES,
+    "max_pixels": 1_000_000,
+    "max_queued": 8,
+}
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder whose backbone and language model lie beside it."""
+    folder = tmp_path_factory.mktemp("served")
+    tiny_model(folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def model(model_folder: Path) -> DeViL:
+    """The served model, in this process."""
+    return DeViL.from_pretrained(model_folder)
+
+
+@pytest.fixture(scope="session")
+def address(model_folder: Path) -> Iterator[str]:
+    """Where the application answers; Ray is left running if others had started it."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(address="local", num_cpus=4, include_dashboard=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
+    try:
+        ray.serve.run(app(Settings(model=str(model_folder), **SETTINGS)))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        ray.serve.shutdown()
+        if ours:
+            ray.shutdown()
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx.Client]:
+    """A client of the application."""
+    with httpx.Client(base_url=address, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> bytes:
+    """A picture's file, larger than the backbone's input and not square."""
+    return encoded(picture("a red circle on the left side", side=96).resize((120, 96)))

@@ -1,0 +1,99 @@
+"""The training loss: equal to the reference, value and gradient, for shared prefixes and padding."""
+
+from pathlib import Path
+
+import pytest
+import reference
+import tiny
+import torch
+
+from devil.language_model import LanguageModel, short_sequence_attention
+from devil.loss import caption_loss, pad_captions
+
+TEXTS = [
+    "a red circle",
+    "a blue square on the left side",
+    "line",
+    "a white line on the top side again and again",
+    "xyzzy",
+    "a green",
+]
+
+
+@pytest.fixture(scope="module", params=tiny.FAMILIES)
+def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    folder = tmp_path_factory.mktemp("lm")
+    return tiny.load_tiny_language_model(folder, request.param, dtype=torch.float64)
+
+
+def prefixes(rows: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, 3, tiny.WIDTH, generator=generator, dtype=torch.float64) / 2
+    return values.requires_grad_()
+
+
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_value_and_gradient_equal_the_reference(lm: LanguageModel, each: int) -> None:
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    fast_prefix, slow_prefix = prefixes(6 // each), prefixes(6 // each)
+    with short_sequence_attention(fast_prefix.device):
+        fast = caption_loss(lm, fast_prefix, captions)
+        fast.mean.backward()
+    total, count = reference.caption_loss(lm, slow_prefix, captions)
+    (total / count).backward()
+    assert fast.tokens == count == sum(len(ids) + 1 for ids in captions)
+    torch.testing.assert_close(fast.total, total, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fast.mean, total / count, rtol=1e-10, atol=1e-10)
+    assert fast_prefix.grad is not None and fast_prefix.grad.abs().amin(dim=(1, 2)).max() > 0
+    torch.testing.assert_close(fast_prefix.grad, slow_prefix.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_gradient_reaches_each_image_from_its_own_captions_alone(lm: LanguageModel) -> None:
+    captions = [lm.caption_ids(text) for text in TEXTS[:2]]
+    prefix = prefixes(2)
+    caption_loss(lm, prefix, [captions[0], []]).total.backward()
+    assert prefix.grad is not None
+    assert prefix.grad[0].abs().max() > 0
+    assert prefix.grad[1].abs().max() == 0
+
+
+def test_padding_changes_nothing(lm: LanguageModel) -> None:
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    prefix = prefixes(6)
+    alone = [caption_loss(lm, prefix[i : i + 1], [ids]) for i, ids in enumerate(captions)]
+    together = caption_loss(lm, prefix, captions)
+    torch.testing.assert_close(together.total, sum(part.total for part in alone))
+    assert together.tokens == sum(part.tokens for part in alone)
+
+
+def test_an_empty_caption_has_no_label(lm: LanguageModel) -> None:
+    captions = [lm.caption_ids(text) for text in TEXTS[:3]]
+    prefix = prefixes(2)
+    with_empty = caption_loss(lm, prefix, [captions[0], [], captions[1], captions[2]])
+    total, count = reference.caption_loss(lm, prefix, [captions[0], [], captions[1], captions[2]])
+    torch.testing.assert_close(with_empty.total, total, rtol=1e-10, atol=1e-10)
+    assert with_empty.tokens == count
+    nothing = caption_loss(lm, prefix, [[], []])
+    nothing.total.backward()  # a worker whose share has no label still takes its step
+    assert (float(nothing.total), nothing.tokens) == (0.0, 0)
+
+
+def test_labels_are_the_caption_and_its_end() -> None:
+    labels, real = pad_captions([[5, 6], [], [7, 8, 9]], 1, torch.device("cpu"))
+    assert [row[mask].tolist() for row, mask in zip(labels, real, strict=True)] == [
+        [5, 6, 1],
+        [],
+        [7, 8, 9, 1],
+    ]
+
+
+def test_low_precision_follows(tmp_path: Path) -> None:
+    """bfloat16 autocast, as in training on processors that have it, stays near float32."""
+    lm = tiny.load_tiny_language_model(tmp_path, "gpt2")
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    prefix = prefixes(6).float()
+    exact = caption_loss(lm, prefix, captions).mean
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = caption_loss(lm, prefix, captions).mean
+    assert rough.dtype == torch.float32
+    assert float(rough) == pytest.approx(float(exact), rel=0.05)
