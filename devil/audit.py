@@ -85,7 +85,7 @@ class AuditConfig:
     """Pictures explained at once."""
 
 
-def list_units(images: str, *, files_per_unit: int = 32) -> list[Unit]:
+def list_units(images: str, *, files_per_unit: int = 8) -> list[Unit]:
     """Units from a folder of pictures (searched deeply), a folder or glob of shards, or one file.
 
     Raises:

@@ -1,7 +1,7 @@
 """The feature store: Parquet parts with one tensor column per layer, and a manifest (SPEC §2).
 
-``manifest.json``, ``part-<shard>.parquet`` (key, captions, width, height, and per layer a
-fixed-shape tensor) and ``errors/part-<shard>.parquet``. A part is written under a temporary name and
+``manifest.json``, ``part-<shard>.parquet`` (key, captions, width, height, per layer a fixed-shape
+tensor) and ``errors/part-<shard>.parquet``. A part is written under a temporary name and
 renamed last, so its presence says that the shard is done. Any fsspec address serves as folder.
 """
 
@@ -185,7 +185,7 @@ class FeatureStore:
         """Make a store, or go on with one that was made under the same configuration.
 
         Raises:
-            FeatureStoreError: the folder holds features of another configuration; says what differs.
+            FeatureStoreError: the folder holds features of another configuration; says which.
         """
         fs, path = fsspec.core.url_to_fs(root.rstrip("/"))
         if fs.exists(f"{path}/{MANIFEST}"):
@@ -229,7 +229,7 @@ class FeatureStore:
             return PartMetadata(**json.loads(schema.metadata[METADATA]))
         except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
             raise FeatureStoreError(
-                f"{part} is no whole part of a feature store ({error}); remove it and extract again."
+                f"{part} is no whole part of a feature store ({error}); remove it, extract again."
             ) from error
 
     def read(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:

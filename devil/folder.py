@@ -124,7 +124,7 @@ def _folder(name: str | PathLike[str], revision: str | None) -> Path:
     if Path(name).is_dir():
         return Path(name)
     text = str(name)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.startswith("runs/"):
+    if text.count("/") != 1 or text.startswith((".", "/", "~", "runs/")):
         raise ModelFolderError(f"model folder {text} does not exist; give a folder or a hub id.")
     try:
         files = [CONFIG, WEIGHTS, STATISTICS, CARD]

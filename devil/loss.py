@@ -1,7 +1,8 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
-SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions of one image share their prefix: its keys and values are computed once. The head runs on
-label positions only.
+SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
+of one image share their prefix: its keys and values are computed once. The head runs on label
+positions only.
 """
 
 from collections.abc import Sequence

@@ -64,7 +64,6 @@ def _score_batch(
 ) -> Float[Tensor, "batch query"]:
     output = language_model.hidden(language_model.start(prefix), use_cache=True)
     last, cache = output.last_hidden_state[:, -1:], output.past_key_values
-    length = cache.get_seq_length()
     after_prefix = language_model.logits(last[:, 0]).log_softmax(dim=-1)
     scores = []
     for query in queries:
@@ -75,7 +74,7 @@ def _score_batch(
         embeddings = language_model.embed(given).expand(prefix.shape[0], -1, -1)
         states = language_model.hidden(embeddings, past_key_values=cache, use_cache=True)
         hidden = torch.cat([last, states.last_hidden_state], dim=1)[:, -len(query.ids) :]
-        cache.crop(length)
+        cache.crop(-len(given))  # back to the prefix
         log_probabilities = language_model.logits(hidden).log_softmax(dim=-1)
         labels = torch.tensor(query.ids, device=prefix.device).expand(prefix.shape[0], -1)
         scores.append(log_probabilities.gather(2, labels[:, :, None])[:, :, 0].sum(dim=1))

@@ -1,4 +1,4 @@
-"""What every script shares: flags made from a dataclass, logging, and errors without a traceback."""
+"""What every script shares: flags made from a dataclass, logging, errors without a traceback."""
 
 import logging
 import sys

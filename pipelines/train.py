@@ -1,9 +1,11 @@
 """Feature store → model folder: trains the translator with Ray Train, on any number of workers.
 
-    python pipelines/train.py features/cc3m --output runs/cc3m --language-model.name facebook/opt-125m
+    python pipelines/train.py features/cc3m --output runs/cc3m \\
+        --language-model.name facebook/opt-125m
 
-Writes `model/` (for `DeViL.from_pretrained`), `training/metrics.jsonl`, and TensorBoard's files into
-the output folder. The same command goes on where a run was stopped, and ends at once when it is done.
+Writes `model/` (for `DeViL.from_pretrained`), `training/metrics.jsonl`, and TensorBoard's files
+into the output folder. The same command goes on where a run was stopped, and ends at once when it
+is done.
 """
 
 import dataclasses

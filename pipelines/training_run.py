@@ -1,4 +1,4 @@
-"""What a training worker does: batches, steps, metrics, validation, checkpoints, the model folder."""
+"""What a training worker does: batches, steps, metrics, validation, checkpoints, the folder."""
 
 import dataclasses
 import json
@@ -185,7 +185,7 @@ class TrainingRun:
         return round(self._captions / each)
 
     def _validate(self, step: int) -> dict[str, float]:
-        """Loss and CIDEr on held-out rows, on the first worker; the others wait at the next step."""
+        """Loss and CIDEr on held-out rows, on the first worker; others wait at the next step."""
         if self.rank or not self.held_out.keys:
             return {}
         scores = {"validation_loss": self.trainer.validation_loss(self.held_out)}

