@@ -109,51 +109,68 @@ class TrainingBatches:
                 f"{store.root} has no rows to train on: {len(self.parts)} parts, "
                 f"{len(self.held_out_keys)} rows held out; extract features, or hold out fewer."
             )
-        self.too_long = 0
+        if min(self.count, config.batch_size) < world:
+            raise FeatureStoreError(
+                f"{self.count} rows in batches of {config.batch_size} are too few for {world} "
+                "workers; use fewer workers, or a larger batch_size."
+            )
+        self._left_out: dict[str, int] = {}
         self._cached: tuple[tuple[str, ...], Chunk] | None = None
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every row is visited once; a rest smaller than a batch waits."""
-        return max(1, self.count // self.config.batch_size)
+    def captions_left_out(self) -> int:
+        """Captions too long for training, in the parts that were read so far."""
+        return sum(self._left_out.values())
+
+    def epoch_steps(self, epoch: int) -> int:
+        """Steps in which every row is visited once, but for rests smaller than a batch."""
+        return sum(map(self._steps, self._groups(self._order(epoch).permutation(len(self.parts)))))
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         """This worker's batches of steps `start` to `stop` − 1."""
-        step = start
+        step, epoch, first = start, 0, 0
         while step < stop:
-            epoch, offset = divmod(step, self.steps_per_epoch)
-            for rows, chunk in self._epoch(epoch, offset):
-                yield self._batch(step, rows, chunk)
-                step += 1
-                if step == stop:
-                    return
+            length = self.epoch_steps(epoch)
+            if step < first + length:
+                for rows, chunk in self._epoch(epoch, step - first):
+                    yield self._batch(step, rows, chunk)
+                    step += 1
+                    if step == stop:
+                        return
+            first += length
+            epoch += 1
+
+    def _order(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, 1, epoch])
 
     def _epoch(self, epoch: int, offset: int) -> Iterator[tuple[np.ndarray, Chunk]]:
         """Row numbers of each global batch from batch `offset` on, with the chunk they lie in."""
-        rng = np.random.default_rng([self.config.seed, 1, epoch])
-        size, given = self.config.batch_size, 0
+        rng, size = self._order(epoch), self.config.batch_size
         for parts in self._groups(rng.permutation(len(self.parts))):
-            count = sum(len(self.rows[part]) for part in parts)
-            order = rng.permutation(count)
-            batches = max(1, count // size) if count else 0
-            first = max(0, offset - given)
-            if first < batches:
-                chunk = self._load(parts)
-                for index in range(first, min(batches, self.steps_per_epoch - given)):
-                    yield order[index * size : (index + 1) * size], chunk
-            given += batches
+            order = rng.permutation(self._count(parts))
+            steps = self._steps(parts)
+            for index in range(offset, steps):
+                yield order[index * size : (index + 1) * size], self._load(parts)
+            offset = max(0, offset - steps)
+
+    def _count(self, parts: Sequence[str]) -> int:
+        return sum(len(self.rows[part]) for part in parts)
+
+    def _steps(self, parts: Sequence[str]) -> int:
+        return max(1, self._count(parts) // self.config.batch_size)
 
     def _groups(self, order: np.ndarray) -> list[tuple[str, ...]]:
-        """Parts in their order, cut into groups that fit in memory; a small rest joins the last."""
+        """Parts in their order, cut into groups that fit in memory and hold a batch or more."""
+        size = self.config.batch_size
         groups: list[list[str]] = [[]]
-        held = 0
-        for index in order:
-            part = self.parts[index]
-            if groups[-1] and held + len(self.rows[part]) > self.config.chunk_rows:
+        for part in (self.parts[index] for index in order):
+            held = self._count(groups[-1])
+            if held >= size and held + len(self.rows[part]) > self.config.chunk_rows:
                 groups.append([])
-                held = 0
             groups[-1].append(part)
-            held += len(self.rows[part])
+        if len(groups) > 1 and self._count(groups[-1]) < size:
+            rest = groups.pop()
+            groups[-1] += rest
         return [tuple(sorted(group)) for group in groups]
 
     def _load(self, parts: tuple[str, ...]) -> Chunk:
@@ -172,19 +189,25 @@ class TrainingBatches:
             slot: np.concatenate([tensor_column(table, name) for table in tables])
             for slot, name in names.items()
         }
-        texts = [row for table in tables for row in table.column("captions").to_pylist()]
-        return Chunk(columns, [self._tokenise(row) for row in texts])
+        captions: list[list[list[int]]] = []
+        for part, table in zip(parts, tables, strict=True):
+            captions += self._tokenise(part, table.column("captions").to_pylist())
+        return Chunk(columns, captions)
 
-    def _tokenise(self, captions: Sequence[str]) -> list[list[int]]:
-        result = []
-        for caption in captions:
-            try:
-                limit = self.config.max_caption_tokens
-                result.append(self.lm.caption_ids(caption, limit=limit))
-            except CaptionError as error:
-                self.too_long += 1
-                if self.too_long in (1, 10, 100, 1000, 10000, 100000):
-                    logger.warning("%d captions left out so far, e.g.: %s", self.too_long, error)
+    def _tokenise(self, part: str, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Token ids of each row's captions without those that are too long."""
+        result: list[list[list[int]]] = [[] for _ in rows]
+        problems = []
+        for ids, captions in zip(result, rows, strict=True):
+            for caption in captions:
+                try:
+                    limit = self.config.max_caption_tokens
+                    ids.append(self.lm.caption_ids(caption, limit=limit))
+                except CaptionError as error:
+                    problems.append(error)
+        if problems and part not in self._left_out:
+            logger.warning("%s: %d captions left out: %s", part, len(problems), problems[0])
+        self._left_out[part] = len(problems)
         return result
 
     def _batch(self, step: int, rows: np.ndarray, chunk: Chunk) -> Batch:
@@ -278,10 +301,9 @@ def clean_rows(
 
 def _clean(stored: np.ndarray) -> Tensor:
     """Class tokens as they are, the clean mean of pooled rows, the mean of maps."""
-    values = torch.from_numpy(stored).float() if stored.ndim != 3 else None
-    if values is None:
-        return torch.from_numpy(np.ascontiguousarray(stored[:, 0])).float()
-    return mean_pool(values) if values.ndim == 4 else values
+    values = stored[:, 0] if stored.ndim == 3 else stored
+    tensor = torch.from_numpy(values.astype(np.float32))
+    return mean_pool(tensor) if tensor.ndim == 4 else tensor
 
 
 def _held_out(keys: Mapping[str, Sequence[str]], count: int) -> frozenset[str]:

@@ -24,6 +24,7 @@ from devil.saliency import (
     Calibration,
     Query,
     calibrate,
+    check_calibration,
     query_log_probabilities,
     tokenize_queries,
 )
@@ -99,6 +100,7 @@ def explain_images(
         sources: a name for each picture, kept in its explanation; default: its path, if it has one.
     """
     chosen = model.chosen_layers(layers)
+    check_calibration(calibration, len(queries))
     asked = tokenize_queries(model.language_model, queries, prompt=prompt)
     if sources is None:
         sources = [None if isinstance(i, bytes | Image.Image) else str(i) for i in images]
@@ -106,15 +108,18 @@ def explain_images(
     if not pictures:
         return []
     features = image_features(model, pictures)
+    assert model.backbone is not None
     decoding = decoding or DecodingConfig()
     captions = _layer_captions(model, features, chosen, decoding)
     parts: dict[str, list[LayerExplanation]] = {}
     for layer in chosen:
         vectors, grid = location_features(model, features, layer, smoothing=smoothing)
         maps = (len(pictures), *grid)
-        prefix = model.prefix(vectors) if dense or asked else None
-        written = greedy_captions(model.language_model, prefix, decoding) if dense else None
-        scores = _scores(model, prefix, layer, asked, calibration, decoding) if asked else None
+        written, scores = None, None
+        if dense or asked:
+            prefix = model.prefix(vectors)
+            written = greedy_captions(model.language_model, prefix, decoding) if dense else None
+            scores = _scores(model, prefix, layer, asked, calibration, decoding) if asked else None
         parts[layer] = _layer_explanations(layer, maps, captions[layer], written, scores, asked)
     return [
         Explanation(
@@ -144,13 +149,12 @@ def _layer_captions(
 
 def _scores(
     model: DeViL,
-    prefix: Float[Tensor, "row prefix hidden"] | None,
+    prefix: Float[Tensor, "row prefix hidden"],
     layer: str,
     queries: Sequence[Query],
     calibration: Calibration,
     decoding: DecodingConfig,
 ) -> Float[Tensor, "row query"]:
-    assert prefix is not None
     size = decoding.batch_size
 
     def score(rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ to `errors` with the stage and the reason. The shard is the unit of work, and it
 their keys and the seed alone, so workers, restarts and batches change nothing.
 """
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +49,23 @@ def shard_name(shard: str) -> str:
     return PurePosixPath(shard).name.removesuffix(".tar")
 
 
-def shard_bytes(shard: str) -> int:
-    """Size of a shard, by which a shard of the same name is told from another one."""
+class ShardIdentity(NamedTuple):
+    """What tells a shard from another one of the same name, wherever it lies."""
+
+    size: int
+    """Bytes."""
+    head: str
+    """Digest of the first 64 KiB."""
+
+
+def shard_identity(shard: str) -> ShardIdentity:
+    """Size and beginning of a shard; (0, "") where there is no such file."""
     fs, path = fsspec.core.url_to_fs(shard)
-    return int(fs.size(path) or 0)
+    if not fs.exists(path):
+        return ShardIdentity(0, "")
+    with fs.open(path, "rb") as file:
+        head = hashlib.blake2b(file.read(65_536), digest_size=8).hexdigest()
+    return ShardIdentity(int(fs.size(path) or 0), head)
 
 
 def finished(store: FeatureStore, shard: str) -> PartMetadata | None:
@@ -64,15 +78,16 @@ def finished(store: FeatureStore, shard: str) -> PartMetadata | None:
     if not store.fs.exists(part):
         return None
     metadata = store.metadata(part)
-    if metadata.source_bytes != shard_bytes(shard):
-        if metadata.damaged:  # it has been fetched again since
-            return None
-        raise FeatureStoreError(
-            f"{part} was made from {metadata.source} of {metadata.source_bytes:,} bytes, and "
-            f"{shard} has the same name but {shard_bytes(shard):,}. Rename the shard, or use "
-            "another store."
-        )
-    return metadata
+    size, head = shard_identity(shard)
+    if metadata.source_bytes == size and metadata.source_head in ("", head):
+        return metadata
+    if metadata.damaged:  # it has been fetched again since
+        return None
+    raise FeatureStoreError(
+        f"{part} was made from {metadata.source} ({metadata.source_bytes:,} bytes), and {shard} "
+        f"({size:,} bytes) has the same name but other content. Rename the shard, or use another "
+        "store."
+    )
 
 
 class Extractor:
@@ -108,10 +123,18 @@ class Extractor:
                     self._add(prepared, writer)
         seconds = time.perf_counter() - started
         damaged = any(failure["stage"] == "read" for failure in writer.failures)
-        record = PartMetadata(
-            shard, shard_bytes(shard), writer.rows, len(writer.failures), seconds, damaged
+        size, head = shard_identity(shard)
+        writer.commit(
+            PartMetadata(
+                source=shard,
+                source_bytes=size,
+                rows=writer.rows,
+                errors=len(writer.failures),
+                seconds=seconds,
+                damaged=damaged,
+                source_head=head,
+            )
         )
-        writer.commit(record)
         return ShardRecord(shard, writer.rows, len(writer.failures), seconds)
 
     def _read(self, shard: str, writer: PartWriter) -> Iterator[Sample]:

@@ -80,10 +80,11 @@ class Manifest:
         Raises:
             FeatureStoreError: another format version, or a key is missing or unknown.
         """
-        if values.get("format_version") != FORMAT_VERSION:
+        found = values.get("format_version") if isinstance(values, Mapping) else None
+        if found != FORMAT_VERSION:
             raise FeatureStoreError(
-                f"{source} has format version {values.get('format_version')!r}; this version of "
-                f"devil reads {FORMAT_VERSION}."
+                f"{source} has format version {found!r}; this version of devil reads "
+                f"{FORMAT_VERSION}."
             )
         try:
             known = dict(values)
@@ -150,6 +151,8 @@ class PartMetadata(NamedTuple):
     errors: int
     seconds: float
     damaged: bool = False
+    source_head: str = ""
+    """Digest of the shard's beginning."""
 
 
 class FeatureStore:
@@ -227,7 +230,7 @@ class FeatureStore:
             with self.fs.open(part, "rb") as file:
                 schema = pq.read_schema(file)
             return PartMetadata(**json.loads(schema.metadata[METADATA]))
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
             raise FeatureStoreError(
                 f"{part} is no whole part of a feature store ({error}); remove it, extract again."
             ) from error

@@ -38,29 +38,60 @@ CONFIG, WEIGHTS, STATISTICS, CARD = (
     "statistics.safetensors",
     "README.md",
 )
+KEYS = set(
+    "format_version name version backbone backbone_digest layers language_model "
+    "language_model_digest embedding_width translator training".split()
+)
+"""Keys of `config.json`."""
 
 
 def save_model(model: DeViL, folder: str | PathLike[str]) -> None:
-    """Write a model folder beside its place and rename it there; an older one is replaced."""
-    folder = Path(folder)
+    """Write a model folder beside its place and rename it there; an older one is replaced.
+
+    Gives the model the version that the folder has.
+
+    Raises:
+        ModelFolderError: in its place is something else than a model folder.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and not (folder.is_dir() and _replaceable(folder)):
+        raise ModelFolderError(
+            f"{folder} exists and is no model folder, so it is not replaced; choose another name."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_files(model, temporary, folder)
+        config = _write_files(model, temporary, folder)
         os.chmod(temporary, 0o755)
-        if folder.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.rename(folder, retired / folder.name)
-            os.rename(temporary, folder)
-            shutil.rmtree(retired)
-        else:
-            os.rename(temporary, folder)
+        _put_in_place(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    model.version = config["version"]
 
 
-def _write_files(model: DeViL, folder: Path, final: Path) -> None:
+def _replaceable(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir()}
+    return not names or {CONFIG, WEIGHTS} <= names
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename; an older folder goes when the new one stands, and comes back if it does not."""
+    if not folder.exists():
+        os.rename(temporary, folder)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+    os.rename(folder, retired / folder.name)
+    try:
+        os.rename(temporary, folder)
+    except BaseException:
+        os.rename(retired / folder.name, folder)
+        raise
+    finally:
+        shutil.rmtree(retired)
+
+
+def _write_files(model: DeViL, folder: Path, final: Path) -> dict[str, Any]:
     state = {k: v.detach().cpu().contiguous() for k, v in model.translator.state_dict().items()}
     safetensors.torch.save_file(state, folder / WEIGHTS)
     statistics: dict[str, Tensor] = {}
@@ -71,6 +102,7 @@ def _write_files(model: DeViL, folder: Path, final: Path) -> None:
     config = model_config(model, final)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(model_card(model, config))
+    return config
 
 
 def model_config(model: DeViL, folder: Path) -> dict[str, Any]:
@@ -116,7 +148,8 @@ def load_model(
         return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ModelFolderError(
-            f"{folder / CONFIG} is not a model configuration of format {FORMAT_VERSION}: {error}"
+            f"{folder / CONFIG} is no model configuration of format {FORMAT_VERSION} "
+            f"({type(error).__name__}: {error})."
         ) from error
 
 
@@ -150,6 +183,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"model folder {folder} has format version {found!r}; this version of devil reads "
             f"{FORMAT_VERSION}."
         )
+    if set(config) != KEYS:
+        raise ModelFolderError(
+            f"{folder / CONFIG} has unknown keys {sorted(set(config) - KEYS)} and lacks "
+            f"{sorted(KEYS - set(config))}."
+        )
     return config
 
 
@@ -167,7 +205,7 @@ def _assemble(
         {layer: shape.channels for layer, shape in shapes.items()},
         config["embedding_width"],
     )
-    _load_translator(translator, folder / WEIGHTS)
+    _load_translator(translator, folder / WEIGHTS, config["version"])
     statistics = _read_statistics(folder / STATISTICS, translator)
     lm = _language_model(folder, config, language_model, device)
     backbone_config = from_dict(BackboneConfig, config["backbone"])
@@ -193,7 +231,7 @@ def _assemble(
     return model.to(device).eval()
 
 
-def _load_translator(translator: Translator, path: Path) -> None:
+def _load_translator(translator: Translator, path: Path, version: str) -> None:
     state = _read_tensors(path)
     expected = translator.state_dict()
     wrong = sorted(set(expected) ^ set(state)) or [
@@ -202,13 +240,24 @@ def _load_translator(translator: Translator, path: Path) -> None:
     if wrong:
         raise ModelFolderError(f"{path} does not fit its {CONFIG}: tensors {wrong[:5]}.")
     translator.load_state_dict(state)
+    if weights_digest(translator) != version:
+        raise ModelFolderError(
+            f"{path} has other weights than those of version {version} that its {CONFIG} names; "
+            "copy the whole folder again."
+        )
 
 
 def _read_statistics(path: Path, translator: Translator) -> dict[str, SlotStatistics]:
     tensors = _read_tensors(path)
-    missing = [s for s in translator.slots if not {f"mean.{s}", f"std.{s}"} <= set(tensors)]
-    if missing:
-        raise ModelFolderError(f"{path} lacks the statistics of {missing}.")
+    wrong = [
+        f"{kind}.{slot}"
+        for index, slot in enumerate(translator.slots)
+        for kind in ("mean", "std")
+        if f"{kind}.{slot}" not in tensors
+        or tensors[f"{kind}.{slot}"].shape != translator.get_buffer(f"feature_mean_{index}").shape
+    ]
+    if wrong:
+        raise ModelFolderError(f"{path} lacks statistics of the right shape: {wrong}.")
     return {s: SlotStatistics(tensors[f"mean.{s}"], tensors[f"std.{s}"]) for s in translator.slots}
 
 
@@ -226,7 +275,7 @@ def _language_model(
 ) -> LanguageModel:
     lm_config = from_dict(LanguageModelConfig, config["language_model"])
     inside = os.path.normpath(folder / lm_config.name)
-    if override or Path(inside).is_dir():
+    if override or Path(inside).is_dir() or lm_config.name.startswith("."):
         lm_config = replace(lm_config, name=override or inside)
     lm = load_language_model(lm_config, device=device)
     digest = lm.digest()

@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.model = _fuse_activations(model).eval().requires_grad_(False)
+        self.model: Any = _fuse_activations(model).eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos_token_id
         if tokenizer.eos_token_id is None:
@@ -54,6 +54,7 @@ class LanguageModel(nn.Module):
         self.embedding_width: int = model.get_input_embeddings().embedding_dim
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context: int = int(limit) if limit else 2048
+        self.eval()
         self._check_head()
 
     def _check_head(self) -> None:
@@ -205,7 +206,7 @@ def load_language_model(
     return LanguageModel(model, tokenizer, config).to(device)
 
 
-def _fuse_activations(model: nn.Module) -> nn.Module:
+def _fuse_activations(model: Any) -> Any:
     """Replace GPT-2's GELU, written as eight element-wise steps, by the fused equal."""
     for module in model.modules():
         for name, child in module.named_children():

@@ -5,6 +5,7 @@ without length normalisation. The prefix runs once; queries continue its keys an
 one-token query without a prompt needs nothing beyond it: the same pass scores the vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -109,17 +110,26 @@ def calibrate(
     Raises:
         QueryError: the calibration is unknown, or `contrast` has nothing to contrast with.
     """
+    check_calibration(calibration, len(queries))
     if calibration == "none":
         return scores
     if calibration == "pmi":
         return scores - baseline()
     if calibration == "mean":
         return scores / torch.tensor([len(q.ids) for q in queries], device=scores.device)
-    if calibration == "contrast":
-        count = len(queries)
-        if count < 2:
-            raise QueryError("calibration 'contrast' needs at least two queries; give another.")
-        own = torch.eye(count, dtype=torch.bool, device=scores.device)
-        others = scores[:, None, :].expand(-1, count, -1).masked_fill(own, -torch.inf)
-        return scores - (others.logsumexp(dim=2) - torch.log(torch.tensor(count - 1.0)))
-    raise QueryError(f"calibration is {calibration!r}; allowed: {', '.join(CALIBRATIONS)}.")
+    count = len(queries)
+    own = torch.eye(count, dtype=torch.bool, device=scores.device)
+    others = scores[:, None, :].expand(-1, count, -1).masked_fill(own, -torch.inf)
+    return scores - (others.logsumexp(dim=2) - math.log(count - 1))
+
+
+def check_calibration(calibration: str, queries: int) -> None:
+    """Whether so many queries can be calibrated in this way.
+
+    Raises:
+        QueryError: the calibration is unknown, or `contrast` has nothing to contrast with.
+    """
+    if calibration not in CALIBRATIONS:
+        raise QueryError(f"calibration is {calibration!r}; allowed: {', '.join(CALIBRATIONS)}.")
+    if calibration == "contrast" and queries == 1:
+        raise QueryError("calibration 'contrast' needs at least two queries; give another.")

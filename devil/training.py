@@ -7,7 +7,7 @@ translator and the worker's share of each batch.
 import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from devil.batches import Batch, HeldOut
 from devil.config import TrainingConfig
-from devil.errors import DevilError
+from devil.errors import CaptionError, ConfigError, DevilError
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss
 from devil.translator import Translator
@@ -37,7 +37,7 @@ class StepMetrics(NamedTuple):
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up to the peak, then linear decay to the floor at the last step."""
+    """Linear warm-up to the peak, then linear decay towards 0 at the end, not below the floor."""
     warmup = min(config.warmup_steps, config.steps)
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -96,7 +96,17 @@ class Trainer:
             config: the optimisation.
             wrapped: the translator inside a data-parallel wrapper, which averages gradients.
             world: number of workers behind the wrapper.
+
+        Raises:
+            ConfigError: prefix and longest caption together exceed the LM's context.
         """
+        room = language_model.context - translator.config.prefix_length - 1
+        if config.max_caption_tokens > room:
+            raise ConfigError(
+                f"max_caption_tokens is {config.max_caption_tokens}; with a prefix of "
+                f"{translator.config.prefix_length} the language model's context of "
+                f"{language_model.context} tokens allows at most {room}."
+            )
         self.translator, self.lm, self.config = translator, language_model, config
         self.forward = wrapped or translator
         self.world = world
@@ -155,13 +165,19 @@ class Trainer:
         for start in range(0, len(rows.keys), batch_size):
             span = slice(start, start + batch_size)
             features = {slot: rows.features[slot][span].to(self.device) for slot in slots}
-            limit = self.config.max_caption_tokens
-            captions = [self.lm.caption_ids(texts[0])[:limit] for texts in rows.references[span]]
+            captions = [self._first_caption(texts) for texts in rows.references[span]]
             with self._autocast(), short_sequence_attention(self.device):
                 loss = caption_loss(self.lm, self.translator(features), captions)
             total += float(loss.total)
             tokens += loss.tokens
         return total / max(1, tokens)
+
+    def _first_caption(self, texts: Sequence[str]) -> list[int]:
+        """Token ids; none, if training would leave the caption out, too."""
+        try:
+            return self.lm.caption_ids(texts[0], limit=self.config.max_caption_tokens)
+        except CaptionError:
+            return []
 
     def save(self, folder: Path, **extra: Any) -> None:
         """Write weights, optimiser and step; tensors as safetensors, the rest as JSON."""

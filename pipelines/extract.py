@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,10 @@ def extract(options: ExtractOptions) -> Manifest:
     if twice:
         raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
     backbone = load_backbone(options.backbone)
-    config = dataclasses.replace(options.backbone, layers=backbone.layers)
+    weights = options.backbone.weights
+    if weights not in ("pretrained", "random"):  # workers have working folders of their own
+        weights = str(Path(weights).resolve())
+    config = dataclasses.replace(options.backbone, layers=backbone.layers, weights=weights)
     store = FeatureStore.create(options.store, Manifest.of(backbone, config, options.extraction))
     del backbone
     records = list(_run(shards, store, config, options.pool))

@@ -31,7 +31,7 @@ from devil.config import (
     TranslatorConfig,
 )
 from devil.data.embedded import BACKBONE, train_backbone, train_language_model
-from devil.data.scenes import Scene, scene_captions, scenes, write_scene_shards
+from devil.data.scenes import Scene, SceneConfig, scene_captions, scenes, write_scene_shards
 from devil.evaluation.pointing import PointingScore
 from devil.evaluation.scenes import LocationAccuracy, best_layer, location_accuracy, pointing_game
 from devil.model import DeViL
@@ -45,9 +45,13 @@ from pipelines.train import TrainOptions, train
 logger = logging.getLogger("quickstart")
 
 LAYERS = ("layer2", "layer3", "layer4")
-QUERIES = ("red", "blue", "star", "heart", "fish", "green circle", "night sky")
+QUERIES = ("red", "blue", "star", "heart", "fish", "green circle")
 POOL = PoolConfig(workers=2, cpus_per_worker=1)
 """Models this small gain nothing from a second thread, but everything from a second worker."""
+PROMPT = "a"
+"""Captions begin with it, so a query is scored as what follows."""
+TRAIN_SCENES = SceneConfig(max_objects=2)
+"""What the translator is trained on; it is tested on scenes of up to four objects."""
 SHOWN = 24
 """Scenes in the report."""
 AUDIT_LAYERS = ("layer3", "layer4", "all")
@@ -67,7 +71,7 @@ class QuickstartOptions:
     """Steps of the backbone's training."""
     language_model_steps: int = 500
     """Steps of the language model's training."""
-    training_steps: int = 1500
+    training_steps: int = 1000
     """Steps of the translator's training."""
     test_scenes: int = 200
     """Scenes to measure on, none of them trained on."""
@@ -108,7 +112,9 @@ def quickstart(options: QuickstartOptions) -> dict[str, Any]:
             steps=options.language_model_steps,
         )
     with _timed("shards", seconds):
-        write_scene_shards(output / "shards", options.scenes, TRAIN_SEED, shard_size=500)
+        write_scene_shards(
+            output / "shards", options.scenes, TRAIN_SEED, shard_size=500, config=TRAIN_SCENES
+        )
         write_scene_shards(output / "test", SHOWN, TEST_SEED, shard_size=SHOWN // 2)
     with _timed("extract", seconds):
         extract(extract_options(output))
@@ -143,6 +149,7 @@ def write_example(model: DeViL, path: Path) -> None:
         scene.image,
         layers=AUDIT_LAYERS,
         queries=[item.name for item in scene.objects],
+        prompt=PROMPT,
         decoding=DecodingConfig(max_new_tokens=30),
     ).to_png(path)
 
@@ -207,7 +214,7 @@ def audit_options(output: Path) -> AuditOptions:
         model=str(output / "model"),
         images=str(output / "test"),
         output=str(output / "report"),
-        audit=AuditConfig(queries=QUERIES, layers=AUDIT_LAYERS),
+        audit=AuditConfig(queries=QUERIES, layers=AUDIT_LAYERS, prompt=PROMPT),
         decoding=DecodingConfig(max_new_tokens=30),
         pool=POOL,
         report_images=SHOWN,
@@ -230,7 +237,7 @@ def measure(model: DeViL, count: int) -> Measured:
 
 
 def _pointing(model: DeViL, test: list[Scene], layer: str) -> PointingScore:
-    return pointing_game(model, test, layer)
+    return pointing_game(model, test, layer, prompt=PROMPT)
 
 
 def summarise(

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray.serve
@@ -106,11 +107,13 @@ def describe(model: DeViL) -> dict[str, Any]:
         {"name": name, "channels": shape.channels, "grid": [shape.height, shape.width]}
         for name, shape in model.shapes.items()
     ]
+    lm = model.language_model.config.name
     return {
         "id": model.name,
         "version": model.version,
         "backbone": model.backbone_config.name,
-        "language_model": model.language_model.config.name,
+        # Where a folder lies on this machine is nobody's business.
+        "language_model": Path(lm).name if Path(lm).is_dir() else lm,
         "layers": layers,
         "scores": model.summary.get("scores") or {},
     }

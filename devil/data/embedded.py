@@ -45,6 +45,9 @@ _SUPERVISED = {"layer3": 1.0, "layer4": 0.5}
 _IMPORTANCE = {"kind": 2.0, "colour": 1.0, "texture": 0.5, "size": 0.25, "background": 0.25}
 _MOST_OBJECTS = 4
 _CONTEXT = 128
+_HINT_TOKENS = 10
+_WITHOUT_HINT = 0.25
+_CAPTIONS_PER_STEP = 3
 
 
 # Backbone
@@ -471,9 +474,9 @@ def train_language_model(
 ) -> LanguageModelReport:
     """Trains a small Llama on caption text and saves it with its tokenizer.
 
-    A training text is the captions of one scene, in random order, each opened by nothing and closed
-    by the end token. What an earlier caption says then helps to predict a later one, and
-    the model learns to read what stands before a caption - as a prefix will.
+    A training text is a caption, closed by the end token, and most often opened by a hint: some of
+    its own words, drawn at random. So the model learns to read what stands before a caption, as a
+    prefix will; hints are not scored.
 
     Args:
         captions: For each scene its captions; the first `held_out` scenes are measured on, never
@@ -566,11 +569,13 @@ def _fit_language_model(
     optimizer, schedule = _optimizer([model], learning_rate, steps)
     model.train()
     for step, rows in enumerate(_batches(len(texts), batch_size, steps, generator)):
-        joined = []
+        hints, captions = [], []
         for text in (texts[row] for row in rows.tolist()):
             order = torch.randperm(len(text), generator=generator).tolist()
-            joined.append([token for i in order for token in (*text[i], tokenizer.eos_token_id)])
-        loss = _next_token_loss(model, tokenizer, joined)
+            for i in order[:_CAPTIONS_PER_STEP]:
+                hints.append(_hint(text[i], generator))
+                captions.append([*text[i], tokenizer.eos_token_id])
+        loss = _next_token_loss(model, tokenizer, captions, hints=hints)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -581,17 +586,34 @@ def _fit_language_model(
     model.eval()
 
 
+def _hint(caption: Sequence[int], generator: torch.Generator) -> list[int]:
+    """As many tokens of a caption, drawn at random, as a prefix has embeddings; sometimes none."""
+    if torch.rand((), generator=generator) < _WITHOUT_HINT:
+        return []
+    drawn = torch.randint(len(caption), (_HINT_TOKENS,), generator=generator)
+    return [caption[i] for i in drawn.tolist()]
+
+
 def _next_token_loss(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[list[int]],
     reduction: str = "mean",
+    hints: Sequence[list[int]] | None = None,
 ) -> Tensor:
-    """Cross-entropy of texts that begin with the start token and fit the context."""
-    rows = [torch.tensor([tokenizer.bos_token_id, *text][:_CONTEXT]) for text in texts]
-    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    """Cross-entropy of texts after the start token and a hint, which is not scored itself."""
+    hints = hints or [[] for _ in texts]
+    rows, targets = [], []
+    for hint, text in zip(hints, texts, strict=True):
+        row = torch.tensor([tokenizer.bos_token_id, *hint, *text][:_CONTEXT])
+        rows.append(row)
+        targets.append(row.clone())
+        targets[-1][: 1 + len(hint)] = tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=pad)
     logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
-    targets = tokens[:, 1:].flatten()
+    targets = labels[:, 1:].flatten()
     return F.cross_entropy(
         logits, targets, ignore_index=tokenizer.pad_token_id, reduction=reduction
     )

@@ -81,11 +81,11 @@ def read_shard(path: str) -> Iterator[Sample]:
         raise DataError(f"shard {path} is empty: it holds no samples.")
 
 
-def _samples(path: str, file: IO[bytes]) -> Iterator[Sample]:
+def _samples(path: str, file: Any) -> Iterator[Sample]:
     """Group consecutive members by key."""
     members: dict[str, bytes] = {}
     current = None
-    tail = _Tail(file)
+    tail: Any = _Tail(file)
     with tarfile.open(fileobj=tail, mode="r|", errorlevel=2) as tar:
         for member in tar:
             if not member.isfile():
@@ -126,11 +126,21 @@ class _Tail:
 def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
     record = _json(members.get("json"))
     image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
-    captions = record.get("captions") or [record.get("caption")]
-    if not any(captions) and "txt" in members:
-        captions = [members["txt"].decode("utf-8", "replace")]
-    texts = tuple(c.strip() for c in captions if isinstance(c, str) and c.strip())
-    return Sample(key=key, source=path, image=image, captions=texts, record=record)
+    captions = record.get("captions")
+    texts = _texts(captions if isinstance(captions, list) else [])
+    texts = texts or _texts([record.get("caption")])
+    texts = texts or _texts([members.get("txt", b"").decode("utf-8", "replace")])
+    return Sample(key=_unicode(key), source=path, image=image, captions=texts, record=record)
+
+
+def _texts(captions: list[Any]) -> tuple[str, ...]:
+    """Those that are texts and not empty."""
+    return tuple(_unicode(c.strip()) for c in captions if isinstance(c, str) and c.strip())
+
+
+def _unicode(text: str) -> str:
+    """Text that can be written as UTF-8: lone surrogates (JSON and tars can hold them) escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _json(content: bytes | None) -> dict[str, Any]:

@@ -72,9 +72,11 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    # A caption without any word would shift the tokeniser's lines; a lone full stop does not.
+    # The tokeniser works line by line: a caption without any word, or with a line's end inside,
+    # would shift all that follow. A lone full stop does not.
     rows = {
-        key: [{"caption": text.strip() or "."} for text in texts] for key, texts in captions.items()
+        key: [{"caption": " ".join(text.split()) or "."} for text in texts]
+        for key, texts in captions.items()
     }
     with java_on_path(), _quiet_stderr():
         return PTBTokenizer().tokenize(rows)

@@ -37,4 +37,4 @@ def nearest_captions(
     queries = F.normalize(features - centre, dim=1)
     bank = F.normalize(train_features - centre, dim=1)
     nearest = torch.cat([(rows @ bank.T).argmax(dim=1) for rows in queries.split(1024)])
-    return [train_references[index][0] for index in nearest.tolist()]
+    return [train_references[int(index)][0] for index in nearest]

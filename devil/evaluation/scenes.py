@@ -102,7 +102,12 @@ def location_accuracy(
 
 @torch.inference_mode()
 def pointing_game(
-    model: DeViL, scenes: Sequence[Scene], layer: str, *, calibration: Calibration = "pmi"
+    model: DeViL,
+    scenes: Sequence[Scene],
+    layer: str,
+    *,
+    calibration: Calibration = "pmi",
+    prompt: str = "",
 ) -> PointingScore:
     """Query each object's name in its scene, and see where the map peaks."""
     assert model.backbone is not None
@@ -115,7 +120,9 @@ def pointing_game(
     mean = model.prefix(model.mean_features(layers))
     results = []
     for index, scene in enumerate(scenes):
-        queries = tokenize_queries(model.language_model, [item.name for item in scene.objects])
+        queries = tokenize_queries(
+            model.language_model, [item.name for item in scene.objects], prompt=prompt
+        )
         scores = calibrate(
             query_log_probabilities(
                 model.language_model,

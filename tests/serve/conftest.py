@@ -15,6 +15,14 @@ from devil import DeViL
 from serve.app import app
 from serve.settings import Settings
 
+# Read by processes that Ray starts, whichever test starts it. A busy machine needs more time than
+# Ray gives them: they would be killed while they load, again and again.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "120")
+
 MAX_REQUEST_BYTES = 200_000
 SETTINGS = {
     "device": "cpu",
@@ -44,8 +52,6 @@ def model(model_folder: Path) -> DeViL:
 @pytest.fixture(scope="session")
 def address(model_folder: Path) -> Iterator[str]:
     """Where the application answers; Ray is left running if others had started it."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = not ray.is_initialized()
     if ours:
         ray.init(address="local", num_cpus=4, include_dashboard=False)

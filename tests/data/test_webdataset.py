@@ -1,0 +1,167 @@
+"""Reading shards: whole ones, and every way in which one can be damaged."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import fsspec
+import pytest
+import tiny
+
+from devil.data.webdataset import Sample, list_shards, read_shard
+from devil.errors import DataError
+
+IMAGE = b"\xff\xd8 some bytes"
+
+
+def read(path: str) -> list[Sample]:
+    return list(read_shard(path))
+
+
+def read_until_error(path: str) -> tuple[list[Sample], str]:
+    samples: list[Sample] = []
+    with pytest.raises(DataError) as caught:
+        for sample in read_shard(path):
+            samples.append(sample)
+    return samples, str(caught.value)
+
+
+def shard(folder: Path, rows: int = 4, size: int = 3000) -> str:
+    members: list[tuple[str, bytes]] = []
+    for row in range(rows):
+        members += tiny.sample_members(
+            f"{row:05d}", [f"caption {row}", "other"], IMAGE * (size // 14)
+        )
+    return tiny.write_tar(folder / "shard.tar", members)
+
+
+def test_samples_of_whole_shards(tmp_path: Path) -> None:
+    (path,) = tiny.tiny_shards(tmp_path, shards=1, rows=5)
+    samples = read(path)
+    assert [s.key for s in samples] == [f"00000{row:04d}" for row in range(5)]
+    assert {s.source for s in samples} == {path}
+    for sample in samples:
+        assert sample.image is not None and sample.image.startswith(b"\xff\xd8")
+        assert len(sample.captions) == 2
+        assert sample.record["key"] == sample.key
+
+
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"txt": b" from txt \n"}, ("from txt",)),
+        ({"txt": b"txt", "json": b'{"caption": "json"}'}, ("json",)),
+        ({"txt": b"txt", "json": b'{"captions": ["a", " ", "b"], "caption": "c"}'}, ("a", "b")),
+        ({"txt": b"txt", "json": b'{"captions": [], "caption": null}'}, ("txt",)),
+        ({"txt": b"txt", "json": b'{"captions": "no list"}'}, ("txt",)),
+        ({"txt": b"txt", "json": b'{"captions": 5, "caption": 6}'}, ("txt",)),
+        ({"txt": b"txt", "json": b'{"captions": [null, 7, ""]}'}, ("txt",)),
+        ({"txt": b"txt", "json": b"{broken"}, ("txt",)),
+        ({"txt": b"txt", "json": b"[1]"}, ("txt",)),
+        ({"txt": b"  \n"}, ()),
+        ({"json": b'{"caption": ""}'}, ()),
+        ({}, ()),
+        ({"txt": "caf\u00e9 \u2603".encode()}, ("caf\u00e9 \u2603",)),
+        ({"txt": b"caf\xe9"}, ("caf\ufffd",)),
+        ({"json": b'{"caption": "lone \\ud800"}'}, ("lone \\ud800",)),
+    ],
+)
+def test_captions(members: dict[str, bytes], captions: tuple[str, ...], tmp_path: Path) -> None:
+    entries = [("k.jpg", IMAGE), *((f"k.{suffix}", c) for suffix, c in members.items())]
+    (sample,) = read(tiny.write_tar(tmp_path / "s.tar", entries))
+    assert sample.captions == captions
+    "".join(sample.captions).encode()  # can be written
+
+
+def test_keys_and_pictures(tmp_path: Path) -> None:
+    members = [
+        ("a/1.JPG", b"upper"),
+        ("a/1.txt", b"x"),
+        ("b/1.png", b"png"),
+        ("b/1.seg.png", b"mask"),
+        ("2.txt", b"no picture"),
+        ("\udc80.webp", b"no unicode"),
+    ]
+    samples = read(tiny.write_tar(tmp_path / "s.tar", members))
+    assert [(s.key, s.image) for s in samples] == [
+        ("a/1", b"upper"),
+        ("b/1", b"png"),
+        ("2", None),
+        ("\\udc80", b"no unicode"),
+    ]
+
+
+def test_folders_and_links_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    (tmp_path / "1.jpg").write_bytes(IMAGE)
+    with tarfile.open(path, "w") as tar:
+        folder = tarfile.TarInfo("folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        tar.add(tmp_path / "1.jpg", "folder/1.jpg")
+    assert [s.key for s in read(str(path))] == ["folder/1"]
+
+
+def test_every_cut_is_noticed_and_what_came_before_is_read(tmp_path: Path) -> None:
+    path = Path(shard(tmp_path))
+    content = path.read_bytes()
+    whole = read(str(path))
+    data = len(content.rstrip(b"\0"))
+    with tarfile.open(path) as tar:
+        ends = [m.offset_data + -(-m.size // 512) * 512 for m in tar]
+    # At every member's end, within each header and content, and right behind the data.
+    cuts = sorted({1, 300, *ends, *(e + 200 for e in ends[:-1]), *(e - 600 for e in ends), data})
+    for cut in cuts:
+        path.write_bytes(content[:cut])
+        samples, message = read_until_error(str(path))
+        assert "is damaged after" in message and str(path) in message, (cut, message)
+        assert f"after {len(samples)} samples" in message
+        complete = sum(end <= cut for end in ends[2::3])
+        assert complete - 1 <= len(samples) <= complete + 1, cut
+        for sample, expected in zip(samples[:complete], whole, strict=False):
+            assert sample == expected
+
+
+def test_no_tar_at_all(tmp_path: Path) -> None:
+    (tmp_path / "text.tar").write_text("no tar " * 1000)
+    (tmp_path / "zero.tar").write_bytes(b"")
+    for name in ("text.tar", "zero.tar"):
+        samples, message = read_until_error(str(tmp_path / name))
+        assert not samples and "is damaged after 0 samples" in message
+    with pytest.raises(DataError, match="does not exist"):
+        read(str(tmp_path / "nothing.tar"))
+    empty = tiny.write_tar(tmp_path / "empty.tar", [])
+    with pytest.raises(DataError, match="is empty"):
+        read(empty)
+
+
+def test_statistics_say_how_many_there_should_be(tmp_path: Path) -> None:
+    path = shard(tmp_path, rows=3)
+    statistics = tmp_path / "shard_stats.json"
+    for text in ("{}", "broken", '{"successes": null}', '{"successes": 3}', '{"successes": 2}'):
+        statistics.write_text(text)
+        assert len(read(path)) == 3
+    statistics.write_text(json.dumps({"successes": 5}))
+    samples, message = read_until_error(path)
+    assert len(samples) == 3
+    assert "holds 3 samples, its statistics file says 5" in message
+
+
+def test_listing(tmp_path: Path) -> None:
+    paths = tiny.tiny_shards(tmp_path / "shards", shards=3, rows=1)
+    assert list_shards(str(tmp_path / "shards")) == paths
+    assert list_shards(str(tmp_path / "shards" / "*1.tar")) == paths[1:2]
+    assert list_shards(paths[2]) == [paths[2]]
+    (tmp_path / "none").mkdir()
+    for pattern in (tmp_path / "none", tmp_path / "missing.tar", tmp_path / "*.tar"):
+        with pytest.raises(DataError, match="no shards at"):
+            list_shards(str(pattern))
+
+
+def test_other_file_systems(tmp_path: Path) -> None:
+    (local,) = tiny.tiny_shards(tmp_path, shards=1, rows=2)
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/webdataset-test/00000.tar", Path(local).read_bytes())
+    (path,) = list_shards("memory://webdataset-test")
+    assert path.startswith("memory://")
+    assert [s.key for s in read(path)] == [s.key for s in read(local)]
