@@ -2,22 +2,30 @@
 
 Reading order: `backbones` → `pooling` → `features` → `translator` → `language_model` → `model` →
 `decoding`, `saliency`, `describing` → `explanation` → `report`.
+
+Public names are imported when they are first used, so that reading an `Explanation` needs no torch.
 """
 
-from devil.backbones import Backbone, load_backbone
-from devil.config import (
-    BackboneConfig,
-    DecodingConfig,
-    ExtractionConfig,
-    LanguageModelConfig,
-    TrainingConfig,
-    TranslatorConfig,
-)
-from devil.errors import DevilError
-from devil.explanation import Caption, Explanation, LayerExplanation
-from devil.language_model import LanguageModel, load_language_model
-from devil.model import DeViL
-from devil.translator import Translator
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from devil.backbones import Backbone, load_backbone
+    from devil.config import (
+        BackboneConfig,
+        DecodingConfig,
+        ExtractionConfig,
+        LanguageModelConfig,
+        TrainingConfig,
+        TranslatorConfig,
+    )
+    from devil.errors import DevilError
+    from devil.explanation import Caption, Explanation, LayerExplanation
+    from devil.language_model import LanguageModel, load_language_model
+    from devil.model import DeViL
+    from devil.translator import Translator
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Backbone",
@@ -38,4 +46,24 @@ __all__ = [
     "load_language_model",
 ]
 
-__version__ = "0.1.0"
+_HOMES = {
+    "backbones": ("Backbone", "load_backbone"),
+    "config": tuple(name for name in __all__ if name.endswith("Config")),
+    "errors": ("DevilError",),
+    "explanation": ("Caption", "Explanation", "LayerExplanation"),
+    "language_model": ("LanguageModel", "load_language_model"),
+    "model": ("DeViL",),
+    "translator": ("Translator",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module when the name is first asked for."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"devil.{module}"), name)
+    raise AttributeError(f"module 'devil' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

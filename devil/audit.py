@@ -122,8 +122,8 @@ def pictures(unit: Unit) -> Iterator[Picture]:
             for sample in read_shard(path):
                 yield Picture(sample.key, path, sample.image or b"")
         else:
-            with fsspec.open(path, "rb") as file:
-                yield Picture(PurePosixPath(path).stem, path, file.read())
+            fs, name = fsspec.core.url_to_fs(path)
+            yield Picture(PurePosixPath(path).stem, path, fs.cat_file(name))
 
 
 class Auditor:

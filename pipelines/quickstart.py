@@ -48,8 +48,8 @@ LAYERS = ("layer2", "layer3", "layer4")
 QUERIES = ("red", "blue", "star", "heart", "fish", "green circle")
 POOL = PoolConfig(workers=2, cpus_per_worker=1)
 """Models this small gain nothing from a second thread, but everything from a second worker."""
-PROMPT = "a"
-"""Captions begin with it, so a query is scored as what follows."""
+PROMPT = "there is a"
+"""Text before a query, as captions have it; conditioned on, not scored."""
 TRAIN_SCENES = SceneConfig(max_objects=2)
 """What the translator is trained on; it is tested on scenes of up to four objects."""
 SHOWN = 24
@@ -67,13 +67,13 @@ class QuickstartOptions:
     """Folder of everything that it writes; an older one is replaced."""
     scenes: int = 3000
     """Scenes to train on."""
-    backbone_steps: int = 1100
+    backbone_steps: int = 1000
     """Steps of the backbone's training."""
-    language_model_steps: int = 500
+    language_model_steps: int = 400
     """Steps of the language model's training."""
-    training_steps: int = 1000
+    training_steps: int = 900
     """Steps of the translator's training."""
-    test_scenes: int = 200
+    test_scenes: int = 100
     """Scenes to measure on, none of them trained on."""
     seed: int = 0
     """Seed of all training."""

@@ -16,13 +16,15 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -191,7 +193,7 @@ def train_backbone(
 class _LocationHeads(nn.Module):
     """Linear heads on the maps of the supervised layers; thrown away after training."""
 
-    def __init__(self, model: nn.Module, labels: Labels) -> None:
+    def __init__(self, model: Any, labels: Labels) -> None:
         super().__init__()
         widths = {info["module"]: info["num_chs"] for info in model.feature_info}
         outputs = sum(_output_sizes(labels))
@@ -234,8 +236,8 @@ def _view_scenes(scenes: Iterable[Scene], model: nn.Module, labels: Labels) -> _
     """Passes pictures and masks through the model's evaluation transform."""
     data = resolve_model_data_config(model)
     plain = {**data, "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    transform = create_transform(**plain, is_training=False)
-    to_owners = create_transform(
+    transform: Any = create_transform(**plain, is_training=False)
+    to_owners: Any = create_transform(
         **{**plain, "interpolation": "nearest", "mean": (0.0,), "std": (1.0,)}, is_training=False
     )
     locations = data["input_size"][1] // _reduction(model, "layer3")
@@ -257,7 +259,7 @@ def _view_scenes(scenes: Iterable[Scene], model: nn.Module, labels: Labels) -> _
     )
 
 
-def _reduction(model: nn.Module, layer: str) -> int:
+def _reduction(model: Any, layer: str) -> int:
     return next(info["reduction"] for info in model.feature_info if info["module"] == layer)
 
 
@@ -501,7 +503,7 @@ def train_language_model(
             f"training needs more than held_out = {held_out} scenes with a caption each, "
             f"not {len(groups)} scenes"
         )
-    tokenizer = _train_tokenizer(caption for group in groups for caption in group)
+    tokenizer: Any = _train_tokenizer(caption for group in groups for caption in group)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -557,8 +559,8 @@ def _train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def _fit_language_model(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    model: Any,
+    tokenizer: Any,
     texts: Sequence[Sequence[list[int]]],
     seed: int,
     steps: int,
@@ -595,8 +597,8 @@ def _hint(caption: Sequence[int], generator: torch.Generator) -> list[int]:
 
 
 def _next_token_loss(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    model: Any,
+    tokenizer: Any,
     texts: Sequence[list[int]],
     reduction: str = "mean",
     hints: Sequence[list[int]] | None = None,
@@ -613,16 +615,11 @@ def _next_token_loss(
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
     labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=pad)
     logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
-    targets = labels[:, 1:].flatten()
-    return F.cross_entropy(
-        logits, targets, ignore_index=tokenizer.pad_token_id, reduction=reduction
-    )
+    return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=pad, reduction=reduction)
 
 
 @torch.no_grad()
-def _perplexity(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, captions: Sequence[list[int]]
-) -> float:
+def _perplexity(model: Any, tokenizer: Any, captions: Sequence[list[int]]) -> float:
     total = 0.0
     for start in range(0, len(captions), 128):
         texts = [[*text, tokenizer.eos_token_id] for text in captions[start : start + 128]]
@@ -631,9 +628,7 @@ def _perplexity(
 
 
 @torch.no_grad()
-def _sample(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, count: int
-) -> tuple[str, ...]:
+def _sample(model: Any, tokenizer: Any, seed: int, count: int) -> tuple[str, ...]:
     start = torch.full((count, 1), tokenizer.bos_token_id)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
