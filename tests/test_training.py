@@ -173,7 +173,7 @@ def test_workers_gradients_sum_to_the_whole(lm: LanguageModel, tmp_path: Path) -
         mine = TrainingBatches(batches.store, lm, config(), rank=rank, world=2)
         share = worker.loss(next(mine(0, 1)))
         share.backward()
-        shares.append((share, worker.translator))
+        shares.append((share.detach(), worker.translator))
     assert float(sum(s for s, _ in shares)) == pytest.approx(float(loss.detach()), rel=1e-5)
     for name, parameter in whole.translator.named_parameters():
         summed = sum(t.get_parameter(name).grad for _, t in shares)

@@ -48,8 +48,12 @@ def caption_scores(
     from pycocoevalcap.rouge.rouge import Rouge
 
     keys = sorted(candidates)
-    found = tokenize({key: [candidates[key]] for key in keys})
-    wanted = tokenize({key: references[key] for key in keys})
+    # One call, for each starts Java.
+    texts = {f"found {key}": [candidates[key]] for key in keys}
+    texts |= {f"wanted {key}": list(references[key]) for key in keys}
+    tokens = tokenize(texts)
+    found = {key: tokens[f"found {key}"] for key in keys}
+    wanted = {key: tokens[f"wanted {key}"] for key in keys}
     with contextlib.redirect_stdout(io.StringIO()):
         bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
         rouge, _ = Rouge().compute_score(wanted, found)

@@ -108,12 +108,13 @@ def pointing_game(
     *,
     calibration: Calibration = "pmi",
     prompt: str = "",
+    smoothing: int = 1,
 ) -> PointingScore:
     """Query each object's name in its scene, and see where the map peaks."""
     assert model.backbone is not None
     transform = model.backbone.transform
     features = image_features(model, [scene.image for scene in scenes])
-    vectors, grid = location_features(model, features, layer)
+    vectors, grid = location_features(model, features, layer, smoothing=smoothing)
     per_scene = grid[0] * grid[1]
     prefix = model.prefix(vectors)
     layers = model.layers if layer == ALL_LAYERS else (layer,)

@@ -69,12 +69,10 @@ def test_no_caption_shifts_the_others() -> None:
     assert found["4b"][0] == found["5b"][0] == "a b"
 
 
-@pytest.mark.parametrize("text", ["", "!!!"])
-def test_a_caption_without_words_scores_nothing(text: str) -> None:
-    scores = caption_scores({**perfect(REFERENCES), "4": text}, REFERENCES)
-    best = caption_scores(perfect(REFERENCES), REFERENCES)
-    assert scores.rouge_l == pytest.approx(3 / 4) and scores.rows == 4
-    assert 0 < scores.cider < best.cider
+def test_captions_without_words_score_nothing() -> None:
+    scores = caption_scores({**perfect(REFERENCES), "3": "", "4": "!!!"}, REFERENCES)
+    assert scores.rouge_l == pytest.approx(2 / 4) and scores.rows == 4
+    assert scores.cider > 0
 
 
 def test_keys_are_recorded() -> None:
