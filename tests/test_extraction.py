@@ -62,7 +62,7 @@ def test_rows_equal_the_reference(backbone: Backbone, tmp_path: Path) -> None:
             features = backbone(backbone.transform(image)[None])
         for layer in backbone.layers:
             feature_map = features[layer].map[0]
-            stored = torch.from_numpy(tensor_column(table, f"feature.{layer}")[row]).float()
+            stored = torch.tensor(tensor_column(table, f"feature.{layer}")[row]).float()
             assert stored.shape == (1 + CONFIG.draws, feature_map.shape[0])
             expected = [reference.mean_pool(feature_map)]
             generator = row_generator(CONFIG.seed, f"{layer}|{key}")

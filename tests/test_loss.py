@@ -99,4 +99,4 @@ def test_low_precision_follows(tmp_path: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         rough = caption_loss(lm, prefix, captions).mean
     assert rough.dtype == torch.float32
-    assert float(rough) == pytest.approx(float(exact), rel=0.05)
+    assert rough.item() == pytest.approx(exact.item(), rel=0.05)
