@@ -67,11 +67,11 @@ class QuickstartOptions:
     """Folder of everything that it writes; an older one is replaced."""
     scenes: int = 3000
     """Scenes to train on."""
-    backbone_steps: int = 1000
+    backbone_steps: int = 1100
     """Steps of the backbone's training."""
-    language_model_steps: int = 400
+    language_model_steps: int = 500
     """Steps of the language model's training."""
-    training_steps: int = 900
+    training_steps: int = 1200
     """Steps of the translator's training."""
     test_scenes: int = 100
     """Scenes to measure on, none of them trained on."""
