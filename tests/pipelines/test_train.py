@@ -41,6 +41,7 @@ def options(inputs: Path, output: Path, **changes: object) -> TrainOptions:
             learning_rate=1e-3,
             warmup_steps=2,
             precision="float32",
+            max_caption_tokens=32,
             validation_rows=4,
             validate_every=STEPS,
             checkpoint_every=3,
