@@ -88,13 +88,7 @@ class TrainingBatches:
         self.store, self.lm, self.config = store, language_model, config
         self.rank, self.world = rank, world
         self.layers = tuple(layers) or tuple(store.manifest.layers)
-        self.slots = slots_of(self.layers, class_tokens=class_tokens)
-        missing = sorted(set(self.slots) - set(store.manifest.slots()))
-        if missing:
-            raise FeatureStoreError(
-                f"{store.root} has no features for {missing}; it has: "
-                f"{', '.join(store.manifest.slots())}."
-            )
+        self.slots = stored_slots(store, self.layers, class_tokens=class_tokens)
         self.class_tokens = class_tokens
         self.parts = store.parts()
         keys = {part: store.read(part, ["key"]).column("key").to_pylist() for part in self.parts}
@@ -272,6 +266,24 @@ class TrainingBatches:
             std = clean.std(dim=0) if len(clean) > 1 else torch.ones(clean.shape[1])
             result[slot] = SlotStatistics(clean.mean(dim=0).float(), std.float())
         return result
+
+
+def stored_slots(
+    store: FeatureStore, layers: Sequence[str], *, class_tokens: bool
+) -> tuple[str, ...]:
+    """Slots of some layers of a store.
+
+    Raises:
+        FeatureStoreError: the store lacks one of them.
+    """
+    slots = slots_of(layers, class_tokens=class_tokens)
+    missing = sorted(set(slots) - set(store.manifest.slots()))
+    if missing:
+        raise FeatureStoreError(
+            f"{store.root} has no features for {missing}; it has: "
+            f"{', '.join(store.manifest.slots())}."
+        )
+    return slots
 
 
 def clean_rows(

@@ -5,6 +5,7 @@ prefix. Decoding and scoring are left to `decoding` and `saliency`.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.activations import NewGELUActivation
 from devil.backbones.base import weights_digest
 from devil.config import LanguageModelConfig
 from devil.errors import CaptionError, LanguageModelError, QueryError
+from devil.packing import pack
 
 ANCHOR = "a"
 """Stands before a query without a prompt while it is tokenised, as a word of a sentence would."""
@@ -68,6 +70,38 @@ class LanguageModel(nn.Module):
                 f"language model {self.config.name!r} ({type(self.model).__name__}) turns hidden "
                 "states into logits in a way that is not known here; choose another family."
             )
+
+    @functools.cached_property
+    def packs(self) -> bool:
+        """Whether texts can be packed in one row (`devil.packing`).
+
+        Tried out once, since a model says nowhere that it heeds a mask and positions of ours:
+        those with ALiBi or a recurrent state, and fused attention without masks, do not.
+        """
+        texts = [[0, 1, 2], [2, 1]]
+        device = self.device
+        prefix = self.embed(torch.tensor([[self.eos, 1]], device=device))
+        packed = pack([texts], self.eos, device)
+        embeddings = torch.cat([prefix, self.embed(packed.ids)], dim=1)
+        try:
+            with torch.inference_mode():
+                together = self.hidden(
+                    embeddings,
+                    attention_mask=packed.mask(2),
+                    position_ids=packed.positions(2),
+                    use_cache=False,
+                ).last_hidden_state[0, 2:]
+                apart = torch.cat(
+                    [
+                        self.hidden(
+                            torch.cat([prefix, self.embed(torch.tensor([t], device=device))], 1)
+                        ).last_hidden_state[0, 2:]
+                        for t in texts
+                    ]
+                )
+        except (TypeError, ValueError, RuntimeError):
+            return False
+        return torch.allclose(together, apart, rtol=1e-2, atol=1e-2)
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,9 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
 SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
-of one image share their prefix: its keys and values are computed once. The head runs on label
-positions only.
+of one image share their prefix, which is computed once, and stand packed in one row; a language
+model that cannot be packed gets one row for each caption, and the prefix's keys and values. The
+head runs on label positions only.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from devil.language_model import LanguageModel
+from devil.packing import FILLING, pack
 
 
 class CaptionLoss(NamedTuple):
@@ -65,20 +67,58 @@ def caption_loss(
     batch = prefix.shape[0]
     each, rest = divmod(len(captions), batch)
     assert each >= 1 and rest == 0, (len(captions), batch)
+    predict = _packed if language_model.packs else _one_by_one
+    hidden, labels = predict(language_model, prefix, captions, each)
+    total = F.cross_entropy(language_model.logits(hidden), labels, reduction="sum")
+    return CaptionLoss(total, len(labels))
+
+
+def _packed(
+    language_model: LanguageModel,
+    prefix: Float[Tensor, "batch prefix hidden"],
+    captions: Sequence[Sequence[int]],
+    each: int,
+) -> tuple[Float[Tensor, "label hidden"], Int[Tensor, "label"]]:
+    """Hidden states that predict a label, and the labels: an image's captions in one row."""
+    device, eos = prefix.device, language_model.eos
+    groups = [captions[start : start + each] for start in range(0, len(captions), each)]
+    packed = pack(groups, eos, device)
+    start = language_model.start(prefix)
+    before = start.shape[1]
+    hidden = language_model.hidden(
+        torch.cat([start, language_model.embed(packed.ids)], dim=1),
+        attention_mask=packed.mask(before),
+        position_ids=packed.positions(before),
+        use_cache=False,
+    ).last_hidden_state
+    # The prefix's last position predicts each caption's first token; each token the one behind it.
+    first = [(row, ids[0]) for row, group in enumerate(groups) for ids in group if ids]
+    rows, ids = torch.tensor(first, dtype=torch.long).reshape(-1, 2).to(device).unbind(1)
+    behind = pack([[[*ids[1:], eos] for ids in group if ids] for group in groups], eos, device).ids
+    real = packed.owner != FILLING
+    return (
+        torch.cat([hidden[rows, before - 1], hidden[:, before:][real]]),
+        torch.cat([ids, behind[real]]),
+    )
+
+
+def _one_by_one(
+    language_model: LanguageModel,
+    prefix: Float[Tensor, "batch prefix hidden"],
+    captions: Sequence[Sequence[int]],
+    each: int,
+) -> tuple[Float[Tensor, "label hidden"], Int[Tensor, "label"]]:
+    """The same with one row for each caption, behind the keys and values of its prefix."""
     labels, real = pad_captions(captions, language_model.eos, prefix.device)
     start = language_model.hidden(language_model.start(prefix), use_cache=True)
-    first = start.last_hidden_state[:, -1:].repeat_interleave(each, dim=0)
+    hidden = start.last_hidden_state[:, -1:].repeat_interleave(each, dim=0)
     cache = start.past_key_values
     if each > 1:
         cache.batch_repeat_interleave(each)
     if labels.shape[1] > 1:
         # Padding stands behind the caption, where causal attention cannot see it.
-        rest_of = language_model.hidden(
+        rest = language_model.hidden(
             language_model.embed(labels[:, :-1]), past_key_values=cache, use_cache=True
         )
-        hidden = torch.cat([first, rest_of.last_hidden_state], dim=1)
-    else:
-        hidden = first
-    logits = language_model.logits(hidden[real])
-    total = F.cross_entropy(logits, labels[real], reduction="sum")
-    return CaptionLoss(total, int(real.sum()))
+        hidden = torch.cat([hidden, rest.last_hidden_state], dim=1)
+    return hidden[real], labels[real]

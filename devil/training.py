@@ -76,6 +76,23 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if has or precision == "bfloat16" else None
 
 
+def check_context(
+    language_model: LanguageModel, prefix_length: int, config: TrainingConfig
+) -> None:
+    """Refuse captions so long that they do not fit behind a prefix.
+
+    Raises:
+        ConfigError: prefix and longest caption together exceed the LM's context.
+    """
+    room = language_model.context - prefix_length - 1
+    if config.max_caption_tokens > room:
+        raise ConfigError(
+            f"max_caption_tokens is {config.max_caption_tokens}; with a prefix of "
+            f"{prefix_length} the language model's context of "
+            f"{language_model.context} tokens allows at most {room}."
+        )
+
+
 class Trainer:
     """The translator, its optimiser, and the frozen language model that gives the loss."""
 
@@ -100,13 +117,7 @@ class Trainer:
         Raises:
             ConfigError: prefix and longest caption together exceed the LM's context.
         """
-        room = language_model.context - translator.config.prefix_length - 1
-        if config.max_caption_tokens > room:
-            raise ConfigError(
-                f"max_caption_tokens is {config.max_caption_tokens}; with a prefix of "
-                f"{translator.config.prefix_length} the language model's context of "
-                f"{language_model.context} tokens allows at most {room}."
-            )
+        check_context(language_model, translator.config.prefix_length, config)
         self.translator, self.lm, self.config = translator, language_model, config
         self.forward = wrapped or translator
         self.world = world

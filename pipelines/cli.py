@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -26,6 +27,11 @@ def run_script(options: type[Options], main: Callable[[Options], Any], descripti
             raise
         print(f"error: {ours}", file=sys.stderr)
         sys.exit(1)
+
+
+def absolute(address: str) -> str:
+    """A local path as workers need it, who have working folders of their own; a URL as it is."""
+    return address if "://" in address else str(Path(address).resolve())
 
 
 def devil_error(error: BaseException | None) -> DevilError | None:

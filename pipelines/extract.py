@@ -11,7 +11,6 @@ import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from devil.data.webdataset import list_shards
 from devil.errors import DataError
 from devil.extraction import Extractor, ShardRecord, shard_name
 from devil.features import FeatureStore, Manifest
-from pipelines.cli import run_script
+from pipelines.cli import absolute, run_script
 from pipelines.pool import PoolConfig, over_pool
 
 logger = logging.getLogger("extract")
@@ -75,9 +74,11 @@ def extract(options: ExtractOptions) -> Manifest:
     backbone = load_backbone(options.backbone)
     weights = options.backbone.weights
     if weights not in ("pretrained", "random"):  # workers have working folders of their own
-        weights = str(Path(weights).resolve())
+        weights = absolute(weights)
     config = dataclasses.replace(options.backbone, layers=backbone.layers, weights=weights)
-    store = FeatureStore.create(options.store, Manifest.of(backbone, config, options.extraction))
+    store = FeatureStore.create(
+        absolute(options.store), Manifest.of(backbone, config, options.extraction)
+    )
     del backbone
     records = list(_run(shards, store, config, options.pool))
     parts = [store.metadata(part) for part in store.parts()]

@@ -21,12 +21,14 @@ import ray.train
 import ray.train.torch
 import tyro
 
+from devil.batches import stored_slots
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
 from devil.errors import ConfigError
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
 from devil.model import DeViL
-from pipelines.cli import run_script
+from devil.training import check_context
+from pipelines.cli import absolute, devil_error, run_script
 from pipelines.pool import start_ray
 from pipelines.training_run import train_worker
 
@@ -66,11 +68,12 @@ def train(options: TrainOptions) -> DeViL:
 
     Raises:
         FeatureStoreError, LanguageModelError: an input cannot be used.
-        ConfigError: the output folder belongs to a run with other options.
+        ConfigError: the output folder belongs to a run with other options, or captions of
+            `max_caption_tokens` do not fit the language model.
+        DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
-    FeatureStore.open(options.store)
-    load_language_model(options.language_model)
+    _check_inputs(options)
     wanted = _run_description(options)
     if _check_run(output, wanted):
         logger.info("%s is finished; nothing to do", output)
@@ -78,7 +81,11 @@ def train(options: TrainOptions) -> DeViL:
     start_ray()
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"options": wanted, "output": str(output), "store": _store(options)},
+        train_loop_config={
+            "options": wanted,
+            "output": str(output),
+            "store": absolute(options.store),
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=options.workers,
             use_gpu=options.gpu,
@@ -92,14 +99,21 @@ def train(options: TrainOptions) -> DeViL:
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise devil_error(error) or error from None
     (output / "training" / "finished").touch()
     return DeViL.from_pretrained(output / "model", load_backbone=False)
 
 
-def _store(options: TrainOptions) -> str:
-    local = "://" not in options.store
-    return str(Path(options.store).resolve()) if local else options.store
+def _check_inputs(options: TrainOptions) -> None:
+    """Find here what would stop every worker, again at each of Ray's attempts."""
+    store = FeatureStore.open(options.store)
+    layers = options.layers or tuple(store.manifest.layers)
+    stored_slots(store, layers, class_tokens=options.translator.class_tokens)
+    lm = load_language_model(options.language_model)
+    check_context(lm, options.translator.prefix_length, options.training)
 
 
 def _run_description(options: TrainOptions) -> dict[str, Any]:
@@ -109,7 +123,7 @@ def _run_description(options: TrainOptions) -> dict[str, Any]:
         resolved = str(Path(language_model.name).resolve())
         language_model = dataclasses.replace(language_model, name=resolved)
     return {
-        "store": _store(options),
+        "store": absolute(options.store),
         "language_model": to_dict(language_model),
         "translator": to_dict(options.translator),
         "training": to_dict(options.training),

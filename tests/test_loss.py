@@ -6,7 +6,9 @@ import pytest
 import reference
 import tiny
 import torch
+import transformers
 
+from devil.config import LanguageModelConfig
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss, pad_captions
 
@@ -32,8 +34,16 @@ def prefixes(rows: int, seed: int = 0) -> torch.Tensor:
     return values.requires_grad_()
 
 
+def test_every_tried_family_packs(lm: LanguageModel) -> None:
+    assert lm.packs
+
+
+@pytest.mark.parametrize("packs", [True, False])
 @pytest.mark.parametrize("each", [1, 2, 3])
-def test_value_and_gradient_equal_the_reference(lm: LanguageModel, each: int) -> None:
+def test_value_and_gradient_equal_the_reference(
+    lm: LanguageModel, each: int, packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(lm), "packs", packs)
     captions = [lm.caption_ids(text) for text in TEXTS]
     fast_prefix, slow_prefix = prefixes(6 // each), prefixes(6 // each)
     with short_sequence_attention(fast_prefix.device):
@@ -79,6 +89,23 @@ def test_an_empty_caption_has_no_label(lm: LanguageModel) -> None:
     nothing = caption_loss(lm, prefix, [[], []])
     nothing.total.backward()  # a worker whose share has no label still takes its step
     assert (nothing.total.item(), nothing.tokens) == (0.0, 0)
+
+
+def test_a_model_that_ignores_positions_is_not_packed() -> None:
+    """BLOOM has biases of distance (ALiBi) instead of positions."""
+    tokenizer = tiny.tiny_tokenizer("llama")
+    config = transformers.BloomConfig(
+        vocab_size=len(tokenizer), hidden_size=tiny.WIDTH, n_layer=2, n_head=2
+    )
+    torch.manual_seed(0)
+    model = transformers.BloomForCausalLM(config).double()
+    bloom = LanguageModel(model, tokenizer, LanguageModelConfig(name="bloom"))
+    assert not bloom.packs
+    captions = [bloom.caption_ids(text) for text in TEXTS[:4]]
+    total, count = reference.caption_loss(bloom, prefixes(2), captions)
+    fast = caption_loss(bloom, prefixes(2), captions)
+    assert fast.tokens == count
+    torch.testing.assert_close(fast.total, total, rtol=1e-6, atol=1e-6)
 
 
 def test_labels_are_the_caption_and_its_end() -> None:
