@@ -83,13 +83,13 @@ def test_the_global_random_state_is_left_alone(tmp_path):
 
 def test_label_names_follow_their_targets():
     """Each logit is trained on what its name says."""
-    from devil.data.embedded import _image_targets, _view_scenes
+    from devil.data.embedded.views import image_targets, view_scenes
 
     labels = Labels.of()
     model = timm.create_model(BACKBONE, num_classes=len(labels.names))
     some = list(scenes(12, 2))
-    views = _view_scenes(some, model, labels)
-    for scene, row in zip(some, _image_targets(views, labels), strict=True):
+    views = view_scenes(some, model, labels)
+    for scene, row in zip(some, image_targets(views, labels), strict=True):
         told = {labels.names[index] for index in row.nonzero()[:, 0].tolist()}
         truth = {scene.background}
         for item in scene.objects:
@@ -99,13 +99,13 @@ def test_label_names_follow_their_targets():
 
 def test_masks_pass_through_the_same_geometry_as_pictures():
     """A location that an object fills shows that object's colour in the transformed picture."""
-    from devil.data.embedded import _view_scenes
+    from devil.data.embedded.views import view_scenes
 
     config = SceneConfig(textures=("plain",), kinds=("square", "circle"), colours=("red", "blue"))
     labels = Labels.of(config)
     model = timm.create_model(BACKBONE, num_classes=len(labels.names))
     some = list(scenes(12, 2, config))
-    views = _view_scenes(some, model, labels)
+    views = view_scenes(some, model, labels)
     assert views.images.shape[1:] == (3, 160, 160) and views.shares.shape[2:] == (10, 10)
     checked = 0
     for scene, image, shares in zip(some, views.images, views.shares, strict=True):

@@ -1,0 +1,222 @@
+"""Trains the language model of the embedded default on caption text alone.
+
+It is a small Llama with a byte-level BPE tokenizer, in a folder that transformers reads.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from devil.data.embedded.fitting import batches, make_optimizer
+from devil.errors import DataError
+
+log = logging.getLogger(__name__)
+
+_CONTEXT = 128
+_HINT_TOKENS = 10
+_WITHOUT_HINT = 0.25
+_CAPTIONS_PER_STEP = 3
+
+
+@dataclass(frozen=True)
+class LanguageModelReport:
+    """What came of training a language model."""
+
+    folder: Path
+    """Folder that `AutoModelForCausalLM` and `AutoTokenizer` read."""
+    perplexity: float
+    """Per token of single captions (end token included) that were not trained on."""
+    samples: tuple[str, ...]
+    """Captions sampled from the model at temperature 1."""
+    parameters: int
+    """Number of weights."""
+    seconds: float
+    """Wall time."""
+
+
+def train_language_model(
+    captions: Iterable[Sequence[str]],
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    steps: int = 500,
+    batch_size: int = 16,
+    learning_rate: float = 4e-3,
+    held_out: int = 200,
+    width: int = 128,
+    depth: int = 4,
+    heads: int = 4,
+) -> LanguageModelReport:
+    """Trains a small Llama on caption text and saves it with its tokenizer.
+
+    A training text is a caption, closed by the end token, and most often opened by a hint: some of
+    its own words, drawn at random. So the model learns to read what stands before a caption, as a
+    prefix will; hints are not scored.
+
+    Args:
+        captions: For each scene its captions; the first `held_out` scenes are measured on, never
+            trained on.
+        folder: Where model and tokenizer are written.
+        seed: Of the first weights, the order and the samples.
+        steps: Optimiser steps.
+        batch_size: Texts per step.
+        learning_rate: Peak of the one-cycle schedule.
+        held_out: Number of scenes kept for the measurement.
+        width: Embedding width.
+        depth: Number of blocks.
+        heads: Attention heads per block.
+
+    Raises:
+        DataError: there are not enough captions.
+    """
+    started = time.perf_counter()
+    groups = [tuple(group) for group in captions]
+    if len(groups) <= held_out or not all(groups):
+        raise DataError(
+            f"training needs more than held_out = {held_out} scenes with a caption each, "
+            f"not {len(groups)} scenes"
+        )
+    tokenizer: Any = _train_tokenizer(caption for group in groups for caption in group)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        max_position_embeddings=_CONTEXT,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    texts = [[tokenizer.encode(caption) for caption in group] for group in groups]
+    _fit_language_model(model, tokenizer, texts[held_out:], seed, steps, batch_size, learning_rate)
+    folder = Path(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    report = LanguageModelReport(
+        folder=folder,
+        perplexity=_perplexity(model, tokenizer, [c for group in texts[:held_out] for c in group]),
+        samples=_sample(model, tokenizer, seed, count=6),
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=time.perf_counter() - started,
+    )
+    log.info("language model: %s", report)
+    return report
+
+
+def _train_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE in which every word of the captions is one token with its leading space."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        min_frequency=1,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        model_max_length=_CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _fit_language_model(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Sequence[list[int]]],
+    seed: int,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer, schedule = make_optimizer([model], learning_rate, steps)
+    model.train()
+    for step, rows in enumerate(batches(len(texts), batch_size, steps, generator)):
+        hints, captions = [], []
+        for text in (texts[row] for row in rows.tolist()):
+            order = torch.randperm(len(text), generator=generator).tolist()
+            for i in order[:_CAPTIONS_PER_STEP]:
+                hints.append(_hint(text[i], generator))
+                captions.append([*text[i], tokenizer.eos_token_id])
+        loss = _next_token_loss(model, tokenizer, captions, hints=hints)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            log.info("language model step %d of %d: loss %.3f", step + 1, steps, loss.item())
+    model.eval()
+
+
+def _hint(caption: Sequence[int], generator: torch.Generator) -> list[int]:
+    """As many tokens of a caption, drawn at random, as a prefix has embeddings; sometimes none."""
+    if torch.rand((), generator=generator) < _WITHOUT_HINT:
+        return []
+    drawn = torch.randint(len(caption), (_HINT_TOKENS,), generator=generator)
+    return [caption[i] for i in drawn.tolist()]
+
+
+def _next_token_loss(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[list[int]],
+    reduction: str = "mean",
+    hints: Sequence[list[int]] | None = None,
+) -> Tensor:
+    """Cross-entropy of texts after the start token and a hint, which is not scored itself."""
+    hints = hints or [[] for _ in texts]
+    rows, targets = [], []
+    for hint, text in zip(hints, texts, strict=True):
+        row = torch.tensor([tokenizer.bos_token_id, *hint, *text][:_CONTEXT])
+        rows.append(row)
+        targets.append(row.clone())
+        targets[-1][: 1 + len(hint)] = tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id
+    tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+    labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=pad)
+    logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
+    return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=pad, reduction=reduction)
+
+
+@torch.no_grad()
+def _perplexity(model: Any, tokenizer: Any, captions: Sequence[list[int]]) -> float:
+    total = 0.0
+    for start in range(0, len(captions), 128):
+        texts = [[*text, tokenizer.eos_token_id] for text in captions[start : start + 128]]
+        total += _next_token_loss(model, tokenizer, texts, reduction="sum").item()
+    return math.exp(total / max(sum(len(text) + 1 for text in captions), 1))
+
+
+@torch.no_grad()
+def _sample(model: Any, tokenizer: Any, seed: int, count: int) -> tuple[str, ...]:
+    start = torch.full((count, 1), tokenizer.bos_token_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokens = model.generate(
+            start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=40
+        )
+    return tuple(tokenizer.batch_decode(tokens, skip_special_tokens=True))
