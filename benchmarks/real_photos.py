@@ -57,9 +57,9 @@ class RealPhotosOptions:
     """Folder of features, model and report; features are used again."""
     results: str = "benchmarks/results/real_photos.json"
     """Where the figures are written."""
-    steps: int = 4500
+    steps: int = 9_000
     """Training steps, of 16 photos with five captions each."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 7e-4
     """Peak learning rate."""
     seed: int = 0
     """Seed of the draws and of training."""
@@ -92,6 +92,7 @@ def real_photos(options: RealPhotosOptions) -> dict[str, Any]:
         scores = evaluate_stored(model, rows["val"], decoding=decoding, seed=options.seed)
         controls = control_scores(rows["train"], rows["val"])
     results = summarise(model, scores, controls, minutes)
+    _write_json(Path(options.results), results)
     with _timed("report", minutes):
         write_photos(data, output / "photos")
         request = audit_options(output)
@@ -141,7 +142,7 @@ def train_options(data: Path, output: Path, options: RealPhotosOptions) -> Train
             name=str(data / "models" / "caption-gpt2"), text="plain"
         ),
         translator=TranslatorConfig(
-            width=256, depth=4, heads=8, feedforward=1024, class_tokens=True
+            width=512, depth=1, heads=8, feedforward=2048, class_tokens=True
         ),
         training=TrainingConfig(
             steps=options.steps,
@@ -150,14 +151,14 @@ def train_options(data: Path, output: Path, options: RealPhotosOptions) -> Train
             learning_rate=options.learning_rate,
             warmup_steps=200,
             weight_decay=1e-2,
+            token_dropout=0.25,
             validation_rows=300,
-            validate_every=1500,
+            validate_every=3000,
             checkpoint_every=500,
-            log_every=50,
+            log_every=100,
             seed=options.seed,
         ),
         name="devil-real-photos",
-        workers=2,
         cpus_per_worker=1,
     )
 

@@ -190,7 +190,7 @@ def train_options(output: Path, options: QuickstartOptions) -> TrainOptions:
         store=str(output / "features"),
         output=str(output),
         language_model=LanguageModelConfig(name=str(output / "language_model")),
-        translator=TranslatorConfig(width=192, depth=3, heads=6, feedforward=768),
+        translator=TranslatorConfig(width=192, depth=2, heads=6, feedforward=768),
         training=TrainingConfig(
             steps=steps,
             batch_size=32,
