@@ -34,6 +34,7 @@ from devil.evaluation.captioning import caption_scores
 from devil.evaluation.controls import most_frequent_caption, nearest_captions
 from devil.evaluation.stored import StoredEvaluation, evaluate_stored
 from devil.features import FeatureStore, package_versions
+from devil.files import write_json
 from devil.model import DeViL
 from devil.report.page import ReportTable, write_report
 from pipelines.audit import AuditOptions, audit, audited
@@ -92,7 +93,7 @@ def real_photos(options: RealPhotosOptions) -> dict[str, Any]:
         scores = evaluate_stored(model, rows["val"], decoding=decoding, seed=options.seed)
         controls = control_scores(rows["train"], rows["val"])
     results = summarise(model, scores, controls, minutes)
-    _write_json(Path(options.results), results)
+    write_json(options.results, results)
     with _timed("report", minutes):
         write_photos(data, output / "photos")
         request = audit_options(output)
@@ -106,7 +107,7 @@ def real_photos(options: RealPhotosOptions) -> dict[str, Any]:
         )
     results["minutes_by_stage"] = {name: round(value, 2) for name, value in minutes.items()}
     results["minutes"] = round(sum(minutes.values()), 2)
-    _write_json(Path(options.results), results)
+    write_json(options.results, results)
     print(json.dumps(results, indent=2))
     print(f"report: {output}/report/index.html")
     return results
@@ -252,13 +253,6 @@ def _timed(stage: str, minutes: dict[str, float]) -> Iterator[None]:
     started = time.perf_counter()
     yield
     minutes[stage] = (time.perf_counter() - started) / 60
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ class Explanation:
 
     def to_html(self, path: str | PathLike[str] | None = None) -> str:
         """One self-contained interactive page; written to `path` if given, and returned."""
-        from devil.report.files import write_atomically
+        from devil.files import write_atomically
         from devil.report.page import explanation_html
 
         page = explanation_html(self)

@@ -8,7 +8,6 @@ One row for each picture and layer goes to `part-*.parquet`; pictures that canno
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,13 +29,14 @@ from devil.audit import (
     table_explanations,
 )
 from devil.config import DecodingConfig
-from devil.errors import ConfigError, DataError, ImageError
+from devil.errors import DataError, ImageError
 from devil.explanation import Explanation
 from devil.images import open_image
 from devil.model import DeViL
 from devil.report.page import write_report
 from pipelines.cli import run_script
 from pipelines.pool import PoolConfig, over_pool
+from pipelines.runs import claim_run
 
 logger = logging.getLogger("audit")
 
@@ -95,7 +95,7 @@ def audit(options: AuditOptions) -> Path:
     del model
     output = Path(options.output)
     (output / "errors").mkdir(parents=True, exist_ok=True)
-    _check_run(output, options, version)
+    claim_run(output / RUN, _run_description(options, version))
     arguments = {
         "model": _absolute(options.model),
         "output": str(output.resolve()),
@@ -128,28 +128,14 @@ def _absolute_units(units: list[Unit]) -> list[Unit]:
     return [Unit(u.name, tuple(_absolute(path) for path in u.paths)) for u in units]
 
 
-def _check_run(output: Path, options: AuditOptions, version: str) -> None:
-    """Refuse to mix two audits in one folder."""
-    wanted = {
+def _run_description(options: AuditOptions, version: str) -> dict[str, Any]:
+    """What decides an audit's result."""
+    return {
         "model": version,
         "images": _absolute(options.images),
         "audit": asdict(replace(options.audit, batch_size=1)),
         "max_new_tokens": options.decoding.max_new_tokens,
     }
-    wanted = json.loads(json.dumps(wanted))
-    path = output / RUN
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            different = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
-            raise ConfigError(
-                f"{output} holds an audit with another {', '.join(different)}; give another "
-                "--output, or remove that folder."
-            )
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def _first(units: list[Unit], output: Path, count: int) -> Iterator[Explanation]:

@@ -8,9 +8,7 @@ any user runs: shards → extract → train → audit. Ends in `runs/demo/report
 """
 
 import dataclasses
-import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +32,7 @@ from devil.data.embedded import BACKBONE, train_backbone, train_language_model
 from devil.data.scenes import Scene, SceneConfig, scene_captions, scenes, write_scene_shards
 from devil.evaluation.pointing import PointingScore
 from devil.evaluation.scenes import LocationAccuracy, best_layer, location_accuracy, pointing_game
+from devil.files import write_json
 from devil.model import DeViL
 from devil.report.page import ReportTable, write_report
 from pipelines.audit import AuditOptions, audit, audited
@@ -71,7 +70,7 @@ class QuickstartOptions:
     """Steps of the backbone's training."""
     language_model_steps: int = 500
     """Steps of the language model's training."""
-    training_steps: int = 1200
+    training_steps: int = 1400
     """Steps of the translator's training."""
     test_scenes: int = 100
     """Scenes to measure on, none of them trained on."""
@@ -127,7 +126,7 @@ def quickstart(options: QuickstartOptions) -> dict[str, Any]:
         request = audit_options(output)
         audit(request)
     results = summarise(measured, model.summary["scores"], seconds)
-    _write_json(output / "results.json", results)
+    write_json(output / "results.json", results)
     tables = result_tables(measured, results)
     write_report(
         output / "report",
@@ -190,7 +189,7 @@ def train_options(output: Path, options: QuickstartOptions) -> TrainOptions:
         store=str(output / "features"),
         output=str(output),
         language_model=LanguageModelConfig(name=str(output / "language_model")),
-        translator=TranslatorConfig(width=192, depth=2, heads=6, feedforward=768),
+        translator=TranslatorConfig(width=256, depth=1, heads=8, feedforward=1024),
         training=TrainingConfig(
             steps=steps,
             batch_size=32,
@@ -198,6 +197,7 @@ def train_options(output: Path, options: QuickstartOptions) -> TrainOptions:
             learning_rate=1e-3,
             warmup_steps=100,
             weight_decay=1e-4,
+            token_dropout=0.25,
             validation_rows=200,
             validate_every=max(1, steps // 2),
             checkpoint_every=max(1, steps // 2),
@@ -309,12 +309,6 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
     yield
     seconds[stage] = time.perf_counter() - started
     logger.info("%s took %.0f s", stage, seconds[stage])
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def _print(tables: list[ReportTable], results: Mapping[str, Any], output: Path) -> None:

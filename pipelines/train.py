@@ -9,9 +9,7 @@ is done.
 """
 
 import dataclasses
-import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,13 +21,13 @@ import tyro
 
 from devil.batches import stored_slots
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
-from devil.errors import ConfigError
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
 from devil.model import DeViL
 from devil.training import check_context
 from pipelines.cli import absolute, devil_error, run_script
 from pipelines.pool import start_ray
+from pipelines.runs import claim_run
 from pipelines.training_run import train_worker
 
 logger = logging.getLogger("train")
@@ -75,7 +73,7 @@ def train(options: TrainOptions) -> DeViL:
     output = Path(options.output).resolve()
     _check_inputs(options)
     wanted = _run_description(options)
-    if _check_run(output, wanted):
+    if _finished(output, wanted):
         logger.info("%s is finished; nothing to do", output)
         return DeViL.from_pretrained(output / "model", load_backbone=False)
     start_ray()
@@ -133,23 +131,10 @@ def _run_description(options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def _check_run(output: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether the run in `output` is finished; writes down a new one."""
-    path = output / "training" / RUN
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        os.replace(temporary, path)
-        return False
-    found = json.loads(path.read_text())
-    if found != wanted:
-        different = sorted(k for k in found | wanted if found.get(k) != wanted.get(k))
-        raise ConfigError(
-            f"{output} holds a run with another {', '.join(different)}; give another --output, "
-            "or remove that folder."
-        )
-    return (path.parent / "finished").is_file() and (output / "model").is_dir()
+def _finished(output: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether the run in `output` is finished; a new one is written down."""
+    known = claim_run(output / "training" / RUN, wanted)
+    return known and (output / "training" / "finished").is_file() and (output / "model").is_dir()
 
 
 if __name__ == "__main__":

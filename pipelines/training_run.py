@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from devil.config import (
 )
 from devil.evaluation.stored import evaluate_stored
 from devil.features import FeatureStore, package_versions
+from devil.files import write_atomically
 from devil.language_model import LanguageModel, load_language_model
 from devil.model import DeViL
 from devil.training import StepMetrics, Trainer
@@ -138,9 +138,7 @@ class TrainingRun:
         if self.rank == 0 and path.is_file():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
             kept = [line for line in lines if json.loads(line)["step"] <= self.trainer.step]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(temporary, path)
+            write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
 
     def after_step(self, metrics: StepMetrics) -> None:
         """Log, validate and checkpoint as often as the configuration says."""

@@ -23,8 +23,8 @@ from fastapi import FastAPI, Request, Response
 from devil.errors import ModelFolderError
 from serve.body import read_body
 from serve.openapi import describe_api, request_body
-from serve.problems import ProblemError, add_problem_handlers, problem_response, problem_responses
-from serve.schemas import ExplanationDocument, Health, ModelDescription, ModelList, Refusal
+from serve.problems import ProblemError, add_problem_handlers, problem_responses
+from serve.schemas import ExplanationDocument, Health, ModelList, Refusal
 from serve.settings import RETRY_AFTER_SECONDS, Settings
 
 API_VERSION = "1.0"
@@ -32,8 +32,6 @@ HEALTH_CHECK_TIMEOUT_SECONDS = 60
 NOT_READY = "The model is not ready to answer; try again later."
 PROBE_SECONDS = 5.0
 """How long a health check waits for the explainer."""
-RECENT_SECONDS = 30.0
-"""An explainer that does not take a health check, but answered a request so recently, is busy."""
 LOST = (
     ray.serve.exceptions.DeploymentUnavailableError,
     ray.serve.exceptions.ReplicaUnavailableError,
@@ -71,20 +69,24 @@ class Ingress:
         finally:
             self._explaining -= 1
         if isinstance(answer, Refusal):
-            return problem_response(answer)
+            raise ProblemError(*answer)
         return Response(answer, media_type="application/json")
 
     async def models(self) -> ModelList:
         """Answer `GET /v1/models`."""
-        found = await self._ask("describe", seconds=PROBE_SECONDS)
-        return ModelList(models=[ModelDescription.model_validate(found)])
+        return ModelList(models=[await self._ask("describe", seconds=PROBE_SECONDS)])
 
     async def health(self) -> Health:
-        """Answer `GET /healthz`."""
+        """Answer `GET /healthz`.
+
+        An explainer that takes no further request, but answered one within the time that the
+        longest may take, is busy.
+        """
         try:
             await self._ask("describe", seconds=PROBE_SECONDS)
         except ProblemError as problem:
-            recent = time.monotonic() - self._answered < RECENT_SECONDS
+            silent = time.monotonic() - self._answered
+            recent = silent < self.settings.timeout_seconds + PROBE_SECONDS
             if problem.refusal.status == 429 or (self._explaining and recent):
                 return Health(status="busy")
             raise ProblemError(503, NOT_READY) from None
@@ -96,10 +98,12 @@ class Ingress:
         Raises:
             ProblemError: 429 if the queue is full; 503 if the time is over, or the explainer gone.
         """
+        response = getattr(self.explainer, method).remote(*arguments)
         try:
             async with asyncio.timeout(seconds):
-                result = await getattr(self.explainer, method).remote(*arguments)
+                result = await response
         except TimeoutError:
+            response.cancel()  # else it would wait on, and keep its place
             raise ProblemError(503, f"No answer within {seconds:g} s; try again later.") from None
         except ray.serve.exceptions.BackPressureError:
             raise ProblemError(429, "Too many requests are waiting; try again later.") from None
@@ -153,10 +157,10 @@ def app(settings: Settings) -> ray.serve.Application:
     Raises:
         ModelFolderError: the model folder does not exist.
     """
+    settings = settings.model_copy(update={"model": _found(settings.model)})
     # Here alone: the ingress imports this file, and must not load torch.
     from serve.explainer import Explainer
 
-    settings = settings.model_copy(update={"model": _found(settings.model)})
     explainer = ray.serve.deployment(
         Explainer,
         name="Explainer",

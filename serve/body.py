@@ -4,7 +4,6 @@ Multipart or JSON, with its length bounded while it is read. Pictures are decode
 """
 
 import base64
-import binascii
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from fastapi import Request
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from serve.problems import ProblemError, invalid
 from serve.schemas import ExplainRequest, Options
@@ -37,15 +37,17 @@ async def read_body(request: Request, max_bytes: int) -> Body:
     Raises:
         ProblemError: 400 malformed, 413 too long, 415 of another type, 422 wrong fields.
     """
-    kind = request.headers.get("content-type", "")
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     chunks = bounded(request, max_bytes)
     try:
-        if kind.partition(";")[0].strip().lower() == MULTIPART:
+        if kind == MULTIPART:
             return await _read_multipart(request, chunks)
-        if kind.partition(";")[0].strip().lower() == JSON:
+        if kind == JSON:
             return _read_json(b"".join([chunk async for chunk in chunks]))
     except ValidationError as error:
         raise invalid(error) from None
+    except ClientDisconnect:
+        raise ProblemError(400, "The connection closed before the whole body had come.") from None
     raise ProblemError(
         415, f"Content-Type is {kind[:100]!r}; send {MULTIPART} with a file `image`, or {JSON}."
     )
@@ -112,7 +114,7 @@ def _read_json(body: bytes) -> Body:
     request = ExplainRequest.model_validate_json(body, strict=True)
     try:
         image = base64.b64decode(request.image, validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise ProblemError(
             422, "image: not base64; encode the file's bytes, without line breaks.", "image"
         ) from None

@@ -9,11 +9,10 @@ one fails alone.
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray.serve
 import torch
@@ -25,7 +24,7 @@ from devil.errors import ConfigError, DevilError, ImageError, LayerError, QueryE
 from devil.images import open_image
 from devil.model import DeViL
 from serve.problems import internal_error
-from serve.schemas import Options, Refusal
+from serve.schemas import LayerDescription, ModelDescription, Options, Refusal
 from serve.settings import Settings
 
 FIELDS: dict[type[DevilError], str] = {
@@ -46,8 +45,6 @@ class Item(NamedTuple):
 
     image: Image.Image
     options: Options
-    deadline: float
-    """In the replica's `time.monotonic()`; nobody waits for the answer any longer."""
 
 
 Answer = bytes | Refusal
@@ -61,17 +58,13 @@ def explain_batch(model: DeViL, items: Sequence[Item]) -> list[Answer]:
         groups.setdefault(item.options, []).append(index)
     answers: dict[int, Answer] = {}
     for indices in groups.values():
-        waited_for = [i for i in indices if items[i].deadline > time.monotonic()]
-        answers |= {i: Refusal(503, "The time for this request is over.") for i in indices}
-        found = _explain_group(model, [items[i] for i in waited_for])
-        answers |= dict(zip(waited_for, found, strict=True))
+        found = _explain_group(model, [items[i] for i in indices])
+        answers |= dict(zip(indices, found, strict=True))
     return [answers[i] for i in range(len(items))]
 
 
 def _explain_group(model: DeViL, items: Sequence[Item]) -> list[Answer]:
     """Explain pictures with equal options; if they fail together, each is tried alone."""
-    if not items:
-        return []
     options = items[0].options
     try:
         explanations = explain_images(
@@ -89,7 +82,15 @@ def _explain_group(model: DeViL, items: Sequence[Item]) -> list[Answer]:
     except Exception as error:
         if len(items) > 1:
             return [_explain_group(model, [item])[0] for item in items]
-        return [refusal_of(error)]
+        refusal = refusal_of(error)
+        path, name = model.language_model.config.name, language_model_name(model)
+        return [refusal._replace(detail=refusal.detail.replace(path, name))]
+
+
+def language_model_name(model: DeViL) -> str:
+    """Hub id, or the last part of a path: where it lies on this machine is nobody's business."""
+    name = model.language_model.config.name
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def refusal_of(error: Exception) -> Refusal:
@@ -101,22 +102,20 @@ def refusal_of(error: Exception) -> Refusal:
     return internal_error()
 
 
-def describe(model: DeViL) -> dict[str, Any]:
-    """The model as `serve.schemas.ModelDescription` has it."""
+def describe(model: DeViL) -> ModelDescription:
+    """What clients may know of the model."""
     layers = [
-        {"name": name, "channels": shape.channels, "grid": [shape.height, shape.width]}
+        LayerDescription(name=name, channels=shape.channels, grid=(shape.height, shape.width))
         for name, shape in model.shapes.items()
     ]
-    lm = model.language_model.config.name
-    return {
-        "id": model.name,
-        "version": model.version,
-        "backbone": model.backbone_config.name,
-        # Where a folder lies on this machine is nobody's business.
-        "language_model": Path(lm).name if Path(lm).is_dir() else lm,
-        "layers": layers,
-        "scores": model.summary.get("scores") or {},
-    }
+    return ModelDescription(
+        id=model.name,
+        version=model.version,
+        backbone=model.backbone_config.name,
+        language_model=language_model_name(model),
+        layers=layers,
+        scores=model.summary.get("scores") or {},
+    )
 
 
 def chosen_device(name: str) -> str:
@@ -142,8 +141,8 @@ class Explainer:
         )
         device = chosen_device(settings.device)
         self.model = DeViL.from_pretrained(settings.model, device=device)
-        # The backbone's hooks share their memory: one call at a time, even after a cancelled one.
-        self._alone = threading.Lock()
+        self._free = asyncio.Event()
+        self._free.set()
         self._batch_started: float | None = None
         self._batched.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
         self._batched.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
@@ -160,27 +159,27 @@ class Explainer:
 
     async def explain(self, image: bytes, options: Options) -> Answer:
         """Explain the picture in a file's bytes."""
-        deadline = time.monotonic() + self.settings.timeout_seconds
         try:
             limit = self.settings.max_pixels
             decoded = await asyncio.to_thread(open_image, image, max_pixels=limit)
         except Exception as error:
             return refusal_of(error)
-        return await self._batched(Item(decoded, options, deadline))
+        # Ray closes a batch soon after its first item, even if it cannot start yet. So what comes
+        # while one is running waits here, and makes one batch afterwards.
+        await self._free.wait()
+        return await self._batched(Item(decoded, options))
 
     @ray.serve.batch
     async def _batched(self, items: list[Item]) -> list[Answer]:
+        self._free.clear()
         self._batch_started = time.monotonic()
         try:
-            return await asyncio.to_thread(self._explain, items)
+            return await asyncio.to_thread(explain_batch, self.model, items)
         finally:
             self._batch_started = None
+            self._free.set()
 
-    def _explain(self, items: list[Item]) -> list[Answer]:
-        with self._alone:
-            return explain_batch(self.model, items)
-
-    async def describe(self) -> dict[str, Any]:
+    async def describe(self) -> ModelDescription:
         """See `describe`."""
         return describe(self.model)
 

@@ -58,6 +58,7 @@ def invalid(error: ValidationError) -> ProblemError:
 
 def _line(kind: str, location: tuple[int | str, ...], message: str) -> str:
     name = ".".join(str(part)[:LONGEST_NAME] for part in location) or "body"
+    message = message.removeprefix("Value error, ")  # of our own validators
     if kind == "extra_forbidden":
         message = "no such field; see /openapi.json for those that exist"
     return f"{name}: {message[:1].lower()}{message[1:]}"

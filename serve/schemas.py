@@ -7,6 +7,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 
+def _once(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    return names and tuple(dict.fromkeys(names))
+
+
 def _odd(value: int) -> int:
     if value % 2 == 0:
         raise ValueError(f"{value} is even; give an odd number")
@@ -22,7 +26,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: tuple[Name, ...] | None = Field(
+    layers: Annotated[tuple[Name, ...] | None, AfterValidator(_once)] = Field(
         None,
         max_length=256,
         description="Names as `GET /v1/models` lists them, and `all` for all layers at once; "
@@ -42,8 +46,8 @@ class Options(BaseModel):
         "the layer's mean feature; `mean`: per token; `contrast`: the other queries.",
     )
     prompt: Text = Field("", description="Text that queries are conditioned on, not scored.")
-    smoothing: Annotated[int, AfterValidator(_odd)] = Field(
-        1, ge=1, le=63, description="Odd kernel of the average pooling of maps; 1: none."
+    smoothing: Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)] = Field(
+        1, description="Odd kernel of the average pooling of maps; 1: none."
     )
     max_new_tokens: int = Field(50, ge=1, le=256, description="Longest caption, in tokens.")
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from devil.explanation import Caption, Explanation, LayerExplanation
-from devil.report.files import write_atomically
+from devil.files import write_atomically
 from devil.report.heatmap import colour_table, overlay, scale_of
 from devil.report.sheet import Sheet, Style
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from devil.errors import DataError
 from devil.explanation import Caption, Explanation
-from devil.report.files import write_atomically
+from devil.files import write_atomically
 from devil.report.heatmap import colour_table
 
 IMAGE_SIDE = 448

@@ -164,7 +164,7 @@ def test_sizes_and_places_are_true(many):
             x, y = middle(item)
             rows, columns = np.nonzero(item.mask)
             extent = max(np.ptp(rows), np.ptp(columns)) + 1
-            assert (item.size == "large") == (extent > 0.33 * side)
+            assert (item.size == "large") == (extent > 0.337 * side)
             near = {
                 PLACES[int(np.clip(3 * (y + dy) / side, 0, 2))][
                     int(np.clip(3 * (x + dx) / side, 0, 2))

@@ -129,7 +129,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     def fail(*_args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("devil.report.files.os.replace", fail)
+    monkeypatch.setattr("devil.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         explanation(1, 0).to_png(path)
     assert [file.name for file in tmp_path.iterdir()] == ["x.png"]

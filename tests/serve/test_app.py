@@ -4,15 +4,21 @@ import asyncio
 import base64
 import json
 import math
+import socket
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+import ray.serve
 from PIL import Image
 from tiny import encoded, picture
 
 from devil import DecodingConfig, DeViL
+from serve.app import Ingress
 from serve.schemas import ExplanationDocument, ModelList
+from serve.settings import Settings
 
 from .conftest import MAX_REQUEST_BYTES
 
@@ -132,13 +138,55 @@ async def _post_all(
 def test_more_requests_than_the_queue_holds(
     address: str, client: httpx.Client, jpeg: bytes
 ) -> None:
-    responses = asyncio.run(_post_all(address, [(jpeg, {})] * 48))
+    async def post_all_and_check_health() -> tuple[list[httpx.Response], httpx.Response]:
+        posts = asyncio.create_task(_post_all(address, [(jpeg, {})] * 48))
+        async with httpx.AsyncClient(base_url=address, timeout=120) as other:
+            await asyncio.sleep(0.5)
+            health = await other.get("/healthz")
+        return await posts, health
+
+    responses, health = asyncio.run(post_all_and_check_health())
+    assert health.json()["status"] in ("busy", "ready"), health.text
     statuses = {response.status_code for response in responses}
     assert statuses == {200, 429}
     refused = next(response for response in responses if response.status_code == 429)
     assert_problem(refused, 429, None, "waiting")
     assert int(refused.headers["retry-after"]) >= 1
     assert client.post(PATH, files={"image": jpeg}, data={"dense": False}).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def hurried(address: str) -> Iterator[str]:
+    """Where another ingress to the same explainer answers, which gives requests up early."""
+    explainer = ray.serve.get_deployment_handle("Explainer", app_name="default")
+    deployment = ray.serve.deployment(Ingress, ray_actor_options={"num_cpus": 0})
+    settings = Settings(timeout_seconds=0.25)
+    ray.serve.run(deployment.bind(settings, explainer), name="hurried", route_prefix="/hurried")
+    yield f"{address}/hurried"
+    ray.serve.delete("hurried")
+
+
+def test_requests_that_take_too_long(hurried: str, jpeg: bytes) -> None:
+    queries = [f"a red circle {number}" for number in range(64)]
+    for response in asyncio.run(_post_all(hurried, [(jpeg, {"queries": queries})] * 2)):
+        assert_problem(response, 503, None, "No answer within 0.25 s")
+        assert int(response.headers["retry-after"]) >= 1
+    brief = {"layers": ["layer4"], "dense": False, "max_new_tokens": 1}
+    for _ in range(120):  # once the batch that nobody waits for is done
+        response = httpx.post(f"{hurried}{PATH}", files={"image": jpeg}, data=brief, timeout=120)
+        if response.status_code == 200:
+            break
+        time.sleep(0.5)
+    assert response.status_code == 200, response.text
+
+
+def test_bodies_that_do_not_arrive(hurried: str) -> None:
+    url = httpx.URL(hurried)
+    with socket.create_connection((url.host, url.port), timeout=120) as connection:
+        head = f"POST {url.path}{PATH} HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: 9\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{{".encode())
+        answer = connection.recv(10_000).decode()
+    assert answer.startswith("HTTP/1.1 408") and "did not arrive within 0.25 s" in answer
 
 
 def _flat(mode: str, size: tuple[int, int]) -> bytes:
@@ -169,13 +217,13 @@ def test_pictures_that_are_refused(client: httpx.Client, file: bytes, words: str
     ("options", "field", "words"),
     [
         ({"layers": ["layer3", "layer9"]}, "layers", ["layer9", "layer2, layer3, layer4, all"]),
-        ({"queries": [" "]}, "queries", ["no tokens"]),
+        ({"queries": [" "]}, "queries", ["no tokens for language_model"]),
         ({"queries": ["dog", "dog"]}, "queries", ["once"]),
         ({"queries": ["dog " * 200]}, "queries", ["fit the context"]),
         ({"queries": ["dog"] * 65}, "queries", ["64"]),
         ({"queries": ["dog"], "calibration": "contrast"}, "queries", ["two queries"]),
         ({"calibration": "loud"}, "calibration", ["'pmi'"]),
-        ({"smoothing": 2}, "smoothing", ["odd"]),
+        ({"smoothing": 2}, "smoothing", ["smoothing: 2 is even"]),
         ({"smoothing": -1}, "smoothing", ["greater"]),
         ({"max_new_tokens": 0}, "max_new_tokens", ["greater"]),
         ({"max_new_tokens": 200}, "max_new_tokens", ["context of 64"]),

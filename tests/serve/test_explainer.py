@@ -1,25 +1,31 @@
-"""Batches without a cluster: grouping, and errors that stay with the item that caused them."""
+"""Batches: what shares a pass of the model, and errors that stay with the item that caused them."""
 
-import time
+import asyncio
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray.serve
+import ray.serve.handle
 import torch
 from PIL import Image
-from tiny import picture
+from tiny import encoded, picture
 
 from devil import DeViL, Explanation
-from serve.explainer import Item, chosen_device, explain_batch
+from serve.explainer import Explainer, Item, chosen_device, explain_batch
 from serve.schemas import Options, Refusal
+from serve.settings import Settings
+
+from .conftest import SETTINGS
 
 RED = picture("a red circle on the left side")
 BLUE = picture("a blue square on the top side")
 BRIEF = Options(layers=("layer4",), queries=("red",), dense=False, max_new_tokens=5)
 
 
-def item(image: Image.Image, options: Options = BRIEF, seconds: float = 60) -> Item:
-    return Item(image, options, time.monotonic() + seconds)
+def item(image: Image.Image, options: Options = BRIEF) -> Item:
+    return Item(image, options)
 
 
 def test_answers_are_in_order_and_equal_options_share_a_pass(model: DeViL) -> None:
@@ -31,7 +37,7 @@ def test_answers_are_in_order_and_equal_options_share_a_pass(model: DeViL) -> No
     answers = explain_batch(model, items)
     hook.remove()
     assert passes == [3, 2]
-    for (image, options, _), answer in zip(items, answers, strict=True):
+    for (image, options), answer in zip(items, answers, strict=True):
         assert isinstance(answer, bytes)
         found = Explanation.from_json(answer)
         alone = model.explain(
@@ -67,10 +73,50 @@ def test_faults_of_ours_are_not_told(model_folder: Path) -> None:
     assert refused.status == 500 and "backbone" not in refused.detail
 
 
-def test_nobody_waits_for_late_items(model: DeViL) -> None:
-    late, good = explain_batch(model, [item(RED, seconds=-1), item(RED)])
-    assert isinstance(late, Refusal) and late.status == 503
-    assert isinstance(good, bytes)
+@pytest.mark.usefixtures("address")
+def test_what_comes_while_a_batch_runs_shares_the_next(model_folder: Path) -> None:
+    class Held(Explainer):
+        """Counts the pictures of each pass, and holds the first one until it is let go."""
+
+        def __init__(self, settings: Settings) -> None:
+            super().__init__(settings)
+            self.passes: list[int] = []
+            self.let_go = threading.Event()
+            assert self.model.backbone is not None
+            self.model.backbone.register_forward_pre_hook(self.hold)
+
+        def hold(self, _: object, given: tuple[torch.Tensor]) -> None:
+            self.passes.append(len(given[0]))
+            self.let_go.wait()
+
+        async def counted(self, *, let_go: bool = False) -> list[int]:
+            if let_go:
+                self.let_go.set()
+            return self.passes
+
+    settings = Settings(model=str(model_folder), **SETTINGS | {"batch_wait_seconds": 0})
+    deployment = ray.serve.deployment(Held, max_ongoing_requests=settings.max_ongoing)
+    handle = ray.serve.run(deployment.bind(settings), name="held", route_prefix=None)
+
+    async def ask_all() -> list[bytes | Refusal]:
+        answers = []
+        for _ in range(4):
+            answers.append(asyncio.ensure_future(_answer(handle)))
+            while await handle.counted.remote() != [1]:
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
+        await handle.counted.remote(let_go=True)
+        return await asyncio.gather(*answers)
+
+    answers = asyncio.run(ask_all())
+    passes = handle.counted.remote().result()
+    ray.serve.delete("held")
+    assert all(isinstance(answer, bytes) for answer in answers)
+    assert passes == [1, 3]
+
+
+async def _answer(handle: ray.serve.handle.DeploymentHandle) -> bytes | Refusal:
+    return await handle.explain.remote(encoded(RED), BRIEF)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")

@@ -34,6 +34,12 @@ def test_options_are_those_of_the_python_api() -> None:
     assert options["max_new_tokens"].default == DecodingConfig().max_new_tokens
 
 
+def test_layers_count_once_and_in_order() -> None:
+    assert Options(layers=("layer4", "all", "layer4")).layers == ("layer4", "all")
+    assert Options(layers=()).layers == ()
+    assert Options().layers is None
+
+
 def test_settings_come_from_text_and_are_checked() -> None:
     settings = Settings.model_validate({"model": "m", "max_batch_size": "4", "replicas": "2"})
     assert (settings.max_batch_size, settings.max_ongoing) == (4, 8)

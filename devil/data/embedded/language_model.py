@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from devil.errors import DataError
 log = logging.getLogger(__name__)
 
 _CONTEXT = 128
-_HINT_TOKENS = 10
+_HINTS = 10
+_HINT_WORDS = 3
+_HINT_NOISE = 0.3
 _WITHOUT_HINT = 0.25
 _CAPTIONS_PER_STEP = 3
 
@@ -60,7 +62,7 @@ def train_language_model(
 ) -> LanguageModelReport:
     """Trains a small Llama on caption text and saves it with its tokenizer.
 
-    A training text is a caption, closed by the end token, and most often opened by a hint: some of
+    A training text is a caption, closed by the end token, and most often opened by hints: blends of
     its own words, drawn at random. So the model learns to read what stands before a caption, as a
     prefix will; hints are not scored.
 
@@ -155,13 +157,16 @@ def _fit_language_model(
     optimizer, schedule = make_optimizer([model], learning_rate, steps)
     model.train()
     for step, rows in enumerate(batches(len(texts), batch_size, steps, generator)):
-        hints, captions = [], []
+        captions = []
         for text in (texts[row] for row in rows.tolist()):
             order = torch.randperm(len(text), generator=generator).tolist()
-            for i in order[:_CAPTIONS_PER_STEP]:
-                hints.append(_hint(text[i], generator))
-                captions.append([*text[i], tokenizer.eos_token_id])
-        loss = _next_token_loss(model, tokenizer, captions, hints=hints)
+            captions += [[*text[i], tokenizer.eos_token_id] for i in order[:_CAPTIONS_PER_STEP]]
+        hinted = torch.rand(len(captions), generator=generator) >= _WITHOUT_HINT
+        losses = [
+            _next_token_loss(model, tokenizer, some, hints=hints, reduction="sum")
+            for some, hints in _split(model, captions, hinted.tolist(), generator)
+        ]
+        loss = torch.stack(losses).sum() / sum(map(len, captions))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -172,34 +177,56 @@ def _fit_language_model(
     model.eval()
 
 
-def _hint(caption: Sequence[int], generator: torch.Generator) -> list[int]:
-    """As many tokens of a caption, drawn at random, as a prefix has embeddings; sometimes none."""
-    if torch.rand((), generator=generator) < _WITHOUT_HINT:
-        return []
-    drawn = torch.randint(len(caption), (_HINT_TOKENS,), generator=generator)
-    return [caption[i] for i in drawn.tolist()]
+def _split(
+    model: Any,
+    captions: Sequence[list[int]],
+    hinted: Sequence[bool],
+    generator: torch.Generator,
+) -> Iterator[tuple[list[list[int]], Tensor | None]]:
+    """Captions that get hints, with these, and captions that get none."""
+    some = [caption for caption, hint in zip(captions, hinted, strict=True) if hint]
+    rest = [caption for caption, hint in zip(captions, hinted, strict=True) if not hint]
+    if some:
+        yield some, _hints(model, some, generator)
+    if rest:
+        yield rest, None
+
+
+def _hints(model: Any, captions: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
+    """As many embeddings for each caption as a prefix has: (caption, hint, width).
+
+    Each is a blend of a few of the caption's words with some noise: a prefix is learned by small
+    steps, so what lies between words must be readable, too.
+    """
+    shape = (_HINTS, _HINT_WORDS)
+    drawn = [
+        torch.tensor(caption)[torch.randint(len(caption) - 1, shape, generator=generator)]
+        for caption in captions
+    ]
+    weights = (2 * torch.randn(len(captions), *shape, generator=generator)).softmax(dim=-1)
+    blend = (weights[..., None] * model.get_input_embeddings()(torch.stack(drawn))).sum(dim=2)
+    scale = _HINT_NOISE * blend.detach().square().mean().sqrt()
+    return blend + scale * torch.randn(blend.shape, generator=generator)
 
 
 def _next_token_loss(
     model: Any,
     tokenizer: Any,
     texts: Sequence[list[int]],
+    *,
+    hints: Tensor | None = None,
     reduction: str = "mean",
-    hints: Sequence[list[int]] | None = None,
 ) -> Tensor:
-    """Cross-entropy of texts after the start token and a hint, which is not scored itself."""
-    hints = hints or [[] for _ in texts]
-    rows, targets = [], []
-    for hint, text in zip(hints, texts, strict=True):
-        row = torch.tensor([tokenizer.bos_token_id, *hint, *text][:_CONTEXT])
-        rows.append(row)
-        targets.append(row.clone())
-        targets[-1][: 1 + len(hint)] = tokenizer.pad_token_id
+    """Cross-entropy of texts after the start token and hints (text, hint, width), if any."""
     pad = tokenizer.pad_token_id
+    rows = [torch.tensor([tokenizer.bos_token_id, *text][:_CONTEXT]) for text in texts]
     tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
-    labels = nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=pad)
-    logits = model(input_ids=tokens[:, :-1]).logits.flatten(0, 1)
-    return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=pad, reduction=reduction)
+    embeddings = model.get_input_embeddings()(tokens[:, :-1])
+    if hints is not None:
+        embeddings = torch.cat([embeddings[:, :1], hints, embeddings[:, 1:]], dim=1)
+    logits = model(inputs_embeds=embeddings).logits[:, -(tokens.shape[1] - 1) :]
+    labels = tokens[:, 1:].flatten()
+    return F.cross_entropy(logits.flatten(0, 1), labels, ignore_index=pad, reduction=reduction)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """Colour word to the middle of its fill, in sRGB."""
 
 TEXTURES = ("plain", "striped", "dotted", "checked")
-SIZES = {"small": (0.115, 0.145), "large": (0.19, 0.24)}
+SIZES = {"small": (0.13, 0.155), "large": (0.21, 0.25)}
 """Size word to the range of radii, as shares of the image's side."""
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
@@ -29,6 +32,12 @@ def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def write_json(path: str | PathLike[str], values: Mapping[str, Any]) -> Path:
+    """Write a JSON object, indented, as `write_atomically` does; makes the folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
 def _umask() -> int:

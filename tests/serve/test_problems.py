@@ -1,0 +1,36 @@
+"""Faults of ours on real Serve: the log has the reason, the client has not."""
+
+import httpx
+import pytest
+import ray.serve
+from fastapi import FastAPI
+
+from serve.problems import MEDIA_TYPE, add_problem_handlers, internal_error
+
+
+@pytest.fixture(scope="module")
+def faulty(address: str):
+    """Where an application answers whose only route fails."""
+
+    def build() -> FastAPI:
+        api = FastAPI()
+        add_problem_handlers(api)
+
+        @api.get("/fault")
+        async def fault() -> None:
+            raise RuntimeError("the secret path /home/me")
+
+        return api
+
+    deployment = ray.serve.deployment(ray.serve.ingress(build)(), ray_actor_options={"num_cpus": 0})
+    ray.serve.run(deployment.bind(), name="faulty", route_prefix="/faulty")
+    yield f"{address}/faulty"
+    ray.serve.delete("faulty")
+
+
+def test_no_stack_trace_leaves_the_server(faulty: str) -> None:
+    response = httpx.get(f"{faulty}/fault", timeout=120)
+    assert response.status_code == 500
+    assert response.headers["content-type"] == MEDIA_TYPE
+    assert response.json()["detail"] == internal_error().detail
+    assert "secret" not in response.text and "Traceback" not in response.text
