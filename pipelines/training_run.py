@@ -166,6 +166,9 @@ class TrainingRun:
             "learning_rate": metrics.learning_rate,
             "captions_per_second": rate,
         }
+        self._losses = []
+        if self.rank:
+            return
         self._write(step, values)
         left = (self.config.steps - step) * (elapsed - self.seconds) / max(1, self._steps_done())
         logger.info(
@@ -176,7 +179,6 @@ class TrainingRun:
             rate,
             left / 60,
         )
-        self._losses = []
 
     def _steps_done(self) -> int:
         each = self.config.batch_size * self.config.captions_per_image / self.world

@@ -8,21 +8,26 @@ model on the features of another picture, or chance.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from devil.config import DecodingConfig
-from devil.data.scenes import Scene
+from devil.data.scenes import Scene, with_article
 from devil.decoding import greedy_captions
 from devil.describing import image_features, location_features
 from devil.errors import DataError
-from devil.evaluation.pointing import PointingScore, pointing_score, points_at
+from devil.evaluation.pointing import (
+    PointingScore,
+    blend_neighbours,
+    pointing_score,
+    points_at,
+)
 from devil.evaluation.stored import derangement
 from devil.images import EvaluationTransform
 from devil.model import DeViL
-from devil.saliency import Calibration, calibrate, query_log_probabilities, tokenize_queries
-from devil.types import ALL_LAYERS
+from devil.saliency import query_log_probabilities, tokenize_queries
 
 COVER = 0.5
 """A location belongs to an object that covers at least this share of it."""
@@ -100,45 +105,53 @@ def location_accuracy(
     return LocationAccuracy(accuracy=scores[0], shuffled=scores[1], locations=len(rows))
 
 
+class NameMap(NamedTuple):
+    """The map for an object's name in its scene, and where the object is."""
+
+    values: np.ndarray
+    """(rows, columns), in nats."""
+    region: tuple[float, float, float, float]
+    """Left, top, right, bottom of what the map covers, in pixels of the picture."""
+    mask: np.ndarray
+    """(height, width) bool, the object's pixels."""
+
+
 @torch.inference_mode()
-def pointing_game(
-    model: DeViL,
-    scenes: Sequence[Scene],
-    layer: str,
-    *,
-    calibration: Calibration = "pmi",
-    prompt: str = "",
-    smoothing: int = 1,
-) -> PointingScore:
-    """Query each object's name in its scene, and see where the map peaks."""
+def name_maps(
+    model: DeViL, scenes: Sequence[Scene], layer: str, *, prompt: str = "", smoothing: int = 1
+) -> list[NameMap]:
+    """Query each object's name with its article ("an orange fish") in its scene.
+
+    Scores are not calibrated: what `pmi` takes off is the same everywhere in a map, and leaves its
+    maximum where it is. Arguments as `DeViL.explain`.
+    """
     assert model.backbone is not None
     transform = model.backbone.transform
     features = image_features(model, [scene.image for scene in scenes])
     vectors, grid = location_features(model, features, layer, smoothing=smoothing)
     per_scene = grid[0] * grid[1]
     prefix = model.prefix(vectors)
-    layers = model.layers if layer == ALL_LAYERS else (layer,)
-    mean = model.prefix(model.mean_features(layers))
-    results = []
+    found = []
     for index, scene in enumerate(scenes):
         queries = tokenize_queries(
-            model.language_model, [item.name for item in scene.objects], prompt=prompt
+            model.language_model, [with_article(o.name) for o in scene.objects], prompt=prompt
         )
-        scores = calibrate(
-            query_log_probabilities(
-                model.language_model,
-                prefix[index * per_scene : (index + 1) * per_scene],
-                queries,
-            ),
-            queries,
-            calibration if len(queries) > 1 or calibration != "contrast" else "pmi",
-            lambda queries=queries: query_log_probabilities(model.language_model, mean, queries),
+        scores = query_log_probabilities(
+            model.language_model, prefix[index * per_scene : (index + 1) * per_scene], queries
         )
         region = transform.region(scene.image.size)
         for number, item in enumerate(scene.objects):
             values = scores[:, number].reshape(*grid).cpu().numpy()
-            results.append((points_at(values, region, item.mask), float(item.mask.mean())))
-    return pointing_score(results)
+            found.append(NameMap(values, region, item.mask))
+    return found
+
+
+def pointing_game(maps: Sequence[NameMap], *, neighbours: float = 0.0) -> PointingScore:
+    """Where the maps peak, after `blend_neighbours`."""
+    return pointing_score(
+        (points_at(blend_neighbours(m.values, neighbours), m.region, m.mask), float(m.mask.mean()))
+        for m in maps
+    )
 
 
 def best_layer(accuracy: Mapping[str, LocationAccuracy]) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from devil.errors import DataError
-from devil.evaluation.pointing import pointing_score, points_at
+from devil.evaluation.pointing import blend_neighbours, pointing_score, points_at
 
 
 def test_the_maximum_lands_in_the_pixels_of_its_cell() -> None:
@@ -35,3 +35,15 @@ def test_chance_is_the_objects_mean_share() -> None:
 def test_no_maps_are_an_error() -> None:
     with pytest.raises(DataError, match="no maps"):
         pointing_score([])
+
+
+def test_a_cluster_beats_a_lone_location_once_neighbours_are_blended() -> None:
+    values = np.zeros((5, 6), np.float32)
+    values[0, 0] = 1.0
+    values[2:5, 3:6] = 0.9
+    assert blend_neighbours(values, 0.0).tolist() == values.tolist()
+    blended = blend_neighbours(values, 0.25)
+    assert blended.shape == values.shape
+    assert np.unravel_index(blended.argmax(), blended.shape) == (3, 4)
+    constant = np.full((2, 3), 7.0)
+    np.testing.assert_allclose(blend_neighbours(constant, 0.25), constant)

@@ -9,7 +9,13 @@ from tiny import tiny_model
 
 from devil.config import DecodingConfig
 from devil.data.scenes import scenes
-from devil.evaluation.scenes import location_accuracy, names, object_shares, pointing_game
+from devil.evaluation.scenes import (
+    location_accuracy,
+    name_maps,
+    names,
+    object_shares,
+    pointing_game,
+)
 from devil.images import EvaluationTransform
 
 TRANSFORM = EvaluationTransform(
@@ -50,7 +56,7 @@ def test_scores_of_an_untrained_model_are_near_their_controls(tmp_path: Path) ->
         locations = location_accuracy(
             model, drawn, layer, decoding=DecodingConfig(max_new_tokens=4)
         )
-        pointing = pointing_game(model, drawn, layer)
+        pointing = pointing_game(name_maps(model, drawn, layer))
     assert locations.accuracy == locations.shuffled == 0.0 and locations.locations > 0
     assert pointing.maps == sum(len(scene.objects) for scene in drawn)
     assert 0 < pointing.chance < 0.3

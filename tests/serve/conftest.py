@@ -1,9 +1,11 @@
 """The application on real Ray Serve, on a free port of this machine, with a tiny model."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,6 +25,7 @@ os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "120")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "120")
 
+PATH = "/v1/explain"
 MAX_REQUEST_BYTES = 200_000
 SETTINGS = {
     "device": "cpu",
@@ -79,3 +82,25 @@ def client(address: str) -> Iterator[httpx.Client]:
 def jpeg() -> bytes:
     """A picture's file, larger than the backbone's input and not square."""
     return encoded(picture("a red circle on the left side", side=96).resize((120, 96)))
+
+
+def assert_problem(response: httpx.Response, status: int, field: str | None, *words: str) -> None:
+    """A problem document that blames a field, says some words, and shows nothing of the code."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    problem = response.json()
+    assert problem["status"] == status and problem["title"]
+    assert problem.get("field") == field, problem
+    for word in words:
+        assert word in problem["detail"], problem
+    assert "Traceback" not in response.text and ".py" not in response.text
+
+
+async def post_all(
+    address: str, requests: list[tuple[bytes, dict[str, Any]]]
+) -> list[httpx.Response]:
+    """Answers to pictures with options, all asked at once."""
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+        return await asyncio.gather(
+            *(client.post(PATH, files={"image": i}, data=options) for i, options in requests)
+        )

@@ -4,7 +4,7 @@ Reading order: `plan` (words, planned objects), `objects` and `backgrounds` (dra
 (the grammar), `scene` (a whole scene from one integer), `shards` (scenes on disk).
 """
 
-from devil.data.scenes.captions import CAPTIONS_PER_SCENE
+from devil.data.scenes.captions import CAPTIONS_PER_SCENE, with_article
 from devil.data.scenes.plan import COLOURS, PLACES, SIZE_WORDS, SIZES, TEXTURES
 from devil.data.scenes.scene import (
     Scene,
@@ -30,5 +30,6 @@ __all__ = [
     "render_scene",
     "scene_captions",
     "scenes",
+    "with_article",
     "write_scene_shards",
 ]

@@ -52,8 +52,12 @@ def _noun(rng: np.random.Generator, plan: Plan, detail: float = 0.45) -> str:
         words.append(plan.texture)
     if rng.random() < detail:
         words.insert(0, str(rng.choice(SIZE_WORDS[plan.size])))
-    article = "an" if words[0][0] in "aeiou" else "a"
-    return " ".join([article, *words, plan.kind])
+    return with_article(" ".join([*words, plan.kind]))
+
+
+def with_article(noun: str) -> str:
+    """A noun phrase as captions have it: "an orange fish"."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def _where(place: str) -> str:
