@@ -84,9 +84,9 @@ class QuickstartOptions:
     """Scenes to train on."""
     backbone_steps: int = 1100
     """Steps of the backbone's training."""
-    language_model_steps: int = 450
+    language_model_steps: int = 520
     """Steps of the language model's training."""
-    training_steps: int = 1500
+    training_steps: int = 1350
     """Steps of the translator's training."""
     test_scenes: int = 100
     """Scenes to measure on, none of them trained on."""
