@@ -356,7 +356,8 @@ def _print(tables: list[ReportTable], results: Mapping[str, Any], output: Path) 
     total = sum(results["seconds"].values())
     print(f"\nDone in {total / 60:.1f} minutes. Look at {output}/report/index.html, then:")
     print(f"  your own pictures   .venv/bin/python pipelines/audit.py {output}/model PHOTOS \\")
-    print("                        --output runs/audit --audit.queries red star")
+    print("                        --output runs/audit --audit.queries 'red star' fish \\")
+    print(f"                        --audit.prompt '{PROMPT} a'")
     print("  answers over HTTP   make serve")
 
 
