@@ -123,16 +123,12 @@ def quickstart(options: QuickstartOptions) -> dict[str, Any]:
             steps=options.backbone_steps,
         )
     with _timed("language_model", seconds):
-        # One thread, so that the result does not depend on how many there are.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         train_language_model(
             scene_captions(options.scenes, seed=TRAIN_SEED),
             output / "language_model",
             seed=options.seed,
             steps=options.language_model_steps,
         )
-        torch.set_num_threads(threads)
     with _timed("shards", seconds):
         write_scene_shards(
             output / "shards", options.scenes, TRAIN_SEED, shard_size=500, config=TRAIN_SCENES

@@ -79,11 +79,7 @@ def train(options: TrainOptions) -> DeViL:
     start_ray()
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={
-            "options": wanted,
-            "output": str(output),
-            "store": absolute(options.store),
-        },
+        train_loop_config={"options": wanted, "output": str(output)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=options.workers,
             use_gpu=options.gpu,

@@ -48,7 +48,7 @@ def train_worker(loop: dict[str, Any]) -> None:
     lm = load_language_model(
         from_dict(LanguageModelConfig, options["language_model"]), device=device
     )
-    store = FeatureStore.open(loop["store"])
+    store = FeatureStore.open(options["store"])
     translator_config = from_dict(TranslatorConfig, options["translator"])
     batches = TrainingBatches(
         store,
@@ -203,8 +203,7 @@ class TrainingRun:
         return scores
 
     def _write(self, step: int, values: Mapping[str, float]) -> None:
-        if self.rank:
-            return
+        """Append to the metrics; for the first worker alone."""
         folder = self.output / "training"
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / METRICS, "a") as file:

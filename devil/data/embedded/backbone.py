@@ -4,11 +4,10 @@ It learns to say what is in a picture and, by a throw-away linear head on the ma
 stages, what is at each location; its weights are a state dict that the ordinary timm loader reads.
 """
 
-import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from devil.data.embedded.fitting import batches, make_optimizer
+from devil.data.embedded.fitting import batches, make_optimizer, one_thread
 from devil.data.embedded.views import Labels, Views, image_targets, view_scenes
 from devil.data.scenes import Scene
 from devil.errors import DataError
@@ -96,7 +95,7 @@ def train_backbone(
         model = timm.create_model(BACKBONE, num_classes=len(labels.names))
         heads = _LocationHeads(model, labels)
     model = model.to(memory_format=torch.channels_last)
-    with _one_thread():
+    with one_thread():
         views = view_scenes(scenes, model, labels)
     if len(views) < held_out + batch_size:
         raise DataError(
@@ -148,17 +147,6 @@ class _LocationHeads(nn.Module):
             name: head(self._maps.pop(name)).permute(0, 2, 3, 1).float()
             for name, head in self.heads.items()
         }
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Many small operations wait longer for a second thread on a busy machine than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _output_sizes(labels: Labels) -> list[int]:

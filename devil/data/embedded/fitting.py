@@ -1,9 +1,24 @@
-"""What training the backbone and the language model share: the optimiser and row batches."""
+"""What training the backbone and the language model share: threads, the optimiser, row batches."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Many small operations wait longer for a second thread on a busy machine than it saves.
+
+    And with one, a result does not depend on how many there are.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_optimizer(modules: Sequence[nn.Module], learning_rate: float, steps: int):

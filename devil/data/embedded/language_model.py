@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from devil.data.embedded.fitting import batches, make_optimizer
+from devil.data.embedded.fitting import batches, make_optimizer, one_thread
 from devil.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class LanguageModelReport:
     """Wall time."""
 
 
+@one_thread()
 def train_language_model(
     captions: Iterable[Sequence[str]],
     folder: str | os.PathLike[str],
