@@ -84,7 +84,7 @@ class QuickstartOptions:
     """Scenes to train on."""
     backbone_steps: int = 1100
     """Steps of the backbone's training."""
-    language_model_steps: int = 520
+    language_model_steps: int = 450
     """Steps of the language model's training."""
     training_steps: int = 1350
     """Steps of the translator's training."""

@@ -27,7 +27,7 @@ _CONTEXT = 128
 _HINTS = 10
 _HINT_WORDS = 3
 _HINT_NOISE = 0.3
-_WITHOUT_HINT = 0.25
+_WITHOUT_HINT = 0.1
 _CAPTIONS_PER_STEP = 3
 
 
@@ -58,7 +58,7 @@ def train_language_model(
     learning_rate: float = 4e-3,
     held_out: int = 200,
     width: int = 128,
-    depth: int = 4,
+    depth: int = 3,
     heads: int = 4,
 ) -> LanguageModelReport:
     """Trains a small Llama on caption text and saves it with its tokenizer.
