@@ -39,11 +39,31 @@ def start_ray() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray Data needs a few processors for itself, whatever the machine has.
         cpus = max(4, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            runtime_env={"worker_process_setup_hook": _quiet_worker()},
+            **quiet,
+        )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _quiet_worker() -> Callable[[], None]:
+    """What a worker does first: without a dashboard, Ray Train's cleaner complains each second.
+
+    The function is made here so that it travels by value: by name, every worker would import this
+    module first.
+    """
+
+    def quiet() -> None:
+        cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+        logging.getLogger(cleaner).setLevel(logging.ERROR)
+
+    return quiet
 
 
 def worker_count(config: PoolConfig, units: int) -> int:
