@@ -82,9 +82,9 @@ class QuickstartOptions:
     """Folder of everything that it writes; an older one is replaced."""
     scenes: int = 3000
     """Scenes to train on."""
-    backbone_steps: int = 1100
+    backbone_steps: int = 1000
     """Steps of the backbone's training."""
-    language_model_steps: int = 450
+    language_model_steps: int = 400
     """Steps of the language model's training."""
     training_steps: int = 1200
     """Steps of the translator's training."""
