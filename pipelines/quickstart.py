@@ -86,7 +86,7 @@ class QuickstartOptions:
     """Steps of the backbone's training."""
     language_model_steps: int = 400
     """Steps of the language model's training."""
-    training_steps: int = 1200
+    training_steps: int = 1000
     """Steps of the translator's training."""
     test_scenes: int = 100
     """Scenes to measure on, none of them trained on."""
