@@ -36,7 +36,8 @@ from devil.evaluation.stored import StoredEvaluation, evaluate_stored
 from devil.features import FeatureStore, package_versions
 from devil.files import write_json
 from devil.model import DeViL
-from devil.report.page import ReportTable, write_report
+from devil.report.page import write_report
+from devil.report.table import ReportTable
 from pipelines.audit import AuditOptions, audit, audited
 from pipelines.cli import run_script
 from pipelines.extract import ExtractOptions, extract

@@ -48,7 +48,8 @@ from devil.evaluation.scenes import (
 )
 from devil.files import write_json
 from devil.model import DeViL
-from devil.report.page import ReportTable, write_report
+from devil.report.page import write_report
+from devil.report.table import ReportTable
 from pipelines.audit import AuditOptions, audit, audited
 from pipelines.cli import run_script
 from pipelines.extract import ExtractOptions, extract
@@ -304,8 +305,7 @@ def result_tables(measured: Measured, results: Mapping[str, Any]) -> list[Report
         caption="Share of object locations whose caption names the object's colour and kind",
         columns=("layer", "right", "control: another picture", "locations"),
         rows=tuple(
-            (layer, round(s.accuracy, 3), round(s.shuffled, 3), s.locations)
-            for layer, s in measured.locations.items()
+            (layer, s.accuracy, s.shuffled, s.locations) for layer, s in measured.locations.items()
         ),
     )
     pointing = ReportTable(
@@ -313,13 +313,7 @@ def result_tables(measured: Measured, results: Mapping[str, Any]) -> list[Report
         caption="Share of maps for an object's name that peak on the object",
         columns=("layer", "hits", "hits without blending", "chance", "maps"),
         rows=tuple(
-            (
-                layer,
-                round(s.hits, 3),
-                round(measured.pointing_raw[layer].hits, 3),
-                round(s.chance, 3),
-                s.maps,
-            )
+            (layer, s.hits, measured.pointing_raw[layer].hits, s.chance, s.maps)
             for layer, s in measured.pointing.items()
         ),
     )
@@ -328,8 +322,8 @@ def result_tables(measured: Measured, results: Mapping[str, Any]) -> list[Report
         caption="CIDEr on held-out scenes against five captions each",
         columns=("layer", "CIDEr"),
         rows=(
-            *((layer, round(value, 3)) for layer, value in results["cider"].items()),
-            ("control: another picture", round(results["cider_shuffled"], 3)),
+            *results["cider"].items(),
+            ("control: another picture", results["cider_shuffled"]),
         ),
     )
     return [locations, pointing, captions]
@@ -346,13 +340,7 @@ def _timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
 
 def _print(tables: list[ReportTable], results: Mapping[str, Any], output: Path) -> None:
     for table in tables:
-        print(f"\n{table.title}: {table.caption}")
-        widths = [
-            max(len(str(cell)) for cell in column)
-            for column in zip(table.columns, *table.rows, strict=True)
-        ]
-        for row in (table.columns, *table.rows):
-            print("  " + "  ".join(str(cell).ljust(w) for cell, w in zip(row, widths, strict=True)))
+        print("\n" + table.text())
     total = sum(results["seconds"].values())
     print(f"\nDone in {total / 60:.1f} minutes. Look at {output}/report/index.html, then:")
     print(f"  your own pictures   .venv/bin/python pipelines/audit.py {output}/model PHOTOS \\")

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,10 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from devil.errors import DataError
 from devil.explanation import Caption, Explanation
 from devil.files import write_atomically
 from devil.report.heatmap import colour_table
+from devil.report.table import ReportTable, cell_text
 
 IMAGE_SIDE = 448
 """Pictures are embedded no larger than this, in pixels."""
@@ -33,8 +32,6 @@ IMAGE_SIDE = 448
 JPEG_QUALITY = 85
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-Cell = str | float | int | bool | None
 
 MEASURES = {
     "none": "The log-probability of the words at each location, in nats.",
@@ -46,33 +43,6 @@ MEASURES = {
     "words asked for, in nats.",
 }
 """What a saliency map shows, by calibration."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportTable:
-    """Results to print: a row holds a score beside its controls."""
-
-    title: str
-    """Heading."""
-    caption: str
-    """What was measured, on what, and how to read it."""
-    columns: tuple[str, ...]
-    """Column heads; the first column names the row."""
-    rows: tuple[tuple[Cell, ...], ...]
-    """Text and numbers; None where nothing was measured."""
-
-    @property
-    def numeric(self) -> list[bool]:
-        """Which columns hold numbers, and are aligned as such."""
-        return [any(_is_number(row[i]) for row in self.rows) for i in range(len(self.columns))]
-
-    def __post_init__(self) -> None:
-        for row in self.rows:
-            if len(row) != len(self.columns):
-                raise DataError(
-                    f"table {self.title!r} has {len(self.columns)} columns, "
-                    f"row {row} has {len(row)}"
-                )
 
 
 def explanation_html(explanation: Explanation) -> str:
@@ -199,7 +169,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, cell=_cell)
+    environment.filters.update(percent=_percent, cell=cell_text)
     return environment
 
 
@@ -215,21 +185,3 @@ def _digest(text: str) -> str:
 def _percent(caption: Caption) -> str:
     share = 100 * caption.token_probability
     return f"{share:.0f} %" if share >= 9.5 else f"{share:.1f} %"
-
-
-def _is_number(value: Cell) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: Cell) -> str:
-    """A table cell: four significant digits, a true minus, a dash where there is nothing."""
-    if value is None or value != value:
-        return "\N{EN DASH}"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        text = f"{value:.4g}"
-        if "e" not in text and 0 < abs(value) < 1000:
-            text = f"{value:.3f}"
-        return text.replace("-", "\N{MINUS SIGN}")
-    return str(value)

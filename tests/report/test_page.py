@@ -16,7 +16,8 @@ from PIL import Image
 from devil.errors import DataError
 from devil.explanation import Caption, Explanation, LayerExplanation
 from devil.report.heatmap import colour_table, normalise, scale_of, upsample
-from devil.report.page import TEMPLATES, ReportTable, explanation_html, report_html, write_report
+from devil.report.page import TEMPLATES, explanation_html, report_html, write_report
+from devil.report.table import ReportTable
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&amp;<!--{{ 7*7 }}"
 
