@@ -23,7 +23,13 @@ def test_columns_are_aligned_and_numbers_have_three_decimals() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0.000"), (1e-9, "1e\N{MINUS SIGN}09"), (12345.6, "1.235e+04"), (True, "yes"), ("x", "x")],
+    [
+        (0.0, "0.000"),
+        (1e-9, "1e\N{MINUS SIGN}09"),
+        (12345.6, "1.235e+04"),
+        (True, "yes"),
+        ("x", "x"),
+    ],
 )
 def test_cells(value: float | str, text: str) -> None:
     assert cell_text(value) == text
