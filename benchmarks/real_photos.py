@@ -13,13 +13,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
 from devil.audit import AuditConfig
-from devil.batches import HeldOut, clean_rows
 from devil.config import (
     BackboneConfig,
     DecodingConfig,
@@ -30,9 +29,13 @@ from devil.config import (
 )
 from devil.data.webdataset import list_shards, read_shard
 from devil.errors import DataError
-from devil.evaluation.captioning import caption_scores
-from devil.evaluation.controls import most_frequent_caption, nearest_captions
-from devil.evaluation.stored import StoredEvaluation, evaluate_stored
+from devil.evaluation.stored import (
+    CONTROLS,
+    SHUFFLED,
+    StoredEvaluation,
+    evaluate_stored,
+    stored_rows,
+)
 from devil.features import FeatureStore, package_versions
 from devil.files import write_json
 from devil.model import DeViL
@@ -73,8 +76,8 @@ def real_photos(options: RealPhotosOptions) -> dict[str, Any]:
     Raises:
         DataError: `DEVIL_REAL_DATA` does not name a folder with the photos.
     """
-    data = Path(os.environ.get("DEVIL_REAL_DATA", ""))
-    if not (data / "photos").is_dir():
+    data = Path(os.environ.get("DEVIL_REAL_DATA") or "nowhere")
+    if not (data / "photos" / "train").is_dir():
         raise DataError(
             "DEVIL_REAL_DATA must name a folder with photos/ and models/ in it; it is "
             f"{os.environ.get('DEVIL_REAL_DATA')!r}."
@@ -89,11 +92,20 @@ def real_photos(options: RealPhotosOptions) -> dict[str, Any]:
     model = DeViL.from_pretrained(output / "model")
     minutes["train"] = model.summary["minutes"]
     with _timed("evaluate", minutes):
-        rows = {split: _rows(output, split) for split in ("train", "val")}
+        rows = {
+            split: stored_rows(model, FeatureStore.open(str(output / "features" / split)))
+            for split in ("train", "val")
+        }
         decoding = DecodingConfig(max_new_tokens=30)
-        scores = evaluate_stored(model, rows["val"], decoding=decoding, seed=options.seed)
-        controls = control_scores(rows["train"], rows["val"])
-    results = summarise(model, scores, controls, minutes)
+        scores = evaluate_stored(
+            model,
+            rows["val"],
+            controls=CONTROLS,
+            train=rows["train"],
+            decoding=decoding,
+            seed=options.seed,
+        )
+    results = summarise(model, scores)
     write_json(options.results, results)
     with _timed("report", minutes):
         write_photos(data, output / "photos")
@@ -178,40 +190,16 @@ def audit_options(output: Path) -> AuditOptions:
     )
 
 
-def _rows(output: Path, split: str) -> HeldOut:
-    store = FeatureStore.open(str(output / "features" / split))
-    return clean_rows(store, LAYERS, class_tokens=True)
-
-
-def control_scores(train_rows: HeldOut, rows: HeldOut) -> dict[str, float]:
-    """CIDEr of captions that need no translator."""
-    references = dict(zip(rows.keys, rows.references, strict=True))
-    last = LAYERS[-1]
-    nearest = nearest_captions(
-        rows.features[last], train_rows.features[last], train_rows.references
-    )
-    constant = most_frequent_caption(train_rows.references)
-    candidates = {
-        "nearest_training_photo": dict(zip(rows.keys, nearest, strict=True)),
-        "most_frequent_caption": dict.fromkeys(rows.keys, constant),
-    }
-    return {name: caption_scores(c, references).cider for name, c in candidates.items()}
-
-
-def summarise(
-    model: DeViL,
-    scores: StoredEvaluation,
-    controls: Mapping[str, float],
-    minutes: Mapping[str, float],
-) -> dict[str, Any]:
+def summarise(model: DeViL, scores: StoredEvaluation) -> dict[str, Any]:
     """The content of the results file, but for the minutes."""
     every = scores.layers["all"]
+    controls = {name: s.cider for name, s in scores.controls.items() if name != SHUFFLED}
     return {
         "cider": {layer: round(value, 4) for layer, value in scores.cider().items()},
         "cider_shuffled": round(scores.shuffled.cider, 4),
         "cider_controls": {name: round(value, 4) for name, value in controls.items()},
-        "bleu_4": round(every.bleu_4, 4),
-        "scores": {layer: asdict(s) for layer, s in scores.layers.items()},
+        "bleu_4": round(every["bleu_4"], 4),
+        "scores": {layer: s.record() for layer, s in scores.layers.items()},
         "keys_hash": every.keys_hash,
         "rows": every.rows,
         "captions_seen": model.summary["captions_seen"],

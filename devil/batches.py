@@ -5,6 +5,7 @@ random order. Batches, captions, draws and hidden tokens follow from (seed, step
 sees what an uninterrupted one would have seen, and any number of workers share one global batch.
 """
 
+import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -284,6 +285,24 @@ def stored_slots(
             f"{', '.join(store.manifest.slots())}."
         )
     return slots
+
+
+def check_captions(store: FeatureStore, lm: LanguageModel, config: TrainingConfig) -> None:
+    """Look for one caption that can be trained on, from the first rows on.
+
+    Raises:
+        CaptionError: all captions are empty or longer than `max_caption_tokens`.
+    """
+    for part in store.parts():
+        for texts in store.read(part, ["captions"]).column("captions").to_pylist():
+            for text in texts:
+                with contextlib.suppress(CaptionError):
+                    lm.caption_ids(text, limit=config.max_caption_tokens)
+                    return
+    raise CaptionError(
+        f"{store.root}: every caption is empty or has more than max_caption_tokens = "
+        f"{config.max_caption_tokens} tokens; raise that, or shorten the captions."
+    )
 
 
 def clean_rows(

@@ -75,7 +75,7 @@ class LanguageModelConfig(_Typed):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslatorConfig(_Typed):
-    """Size of the translator (SPEC §1; defaults are the paper's with OPT-125M)."""
+    """Size of the translator (DeViL, arXiv 2309.01617; defaults are the paper's with OPT-125M)."""
 
     width: int = 768
     """Width d of tokens inside the translator."""
@@ -143,7 +143,7 @@ class ExtractionConfig(_Typed):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(_Typed):
-    """Optimisation of the translator (SPEC §1; defaults are the paper's)."""
+    """Optimisation of the translator (defaults are the paper's, arXiv 2309.01617)."""
 
     steps: int = 1_000_000
     """Optimiser steps in all."""

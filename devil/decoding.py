@@ -1,7 +1,7 @@
 """Greedy decoding of prefixes into text, in batches, with the keys and values kept.
 
-SPEC §1 "Decoding". Rows that have ended leave the batch, so that a long caption does not make short
-ones wait. Tokens equal those of `generate(do_sample=False)` of transformers.
+Rows that have ended leave the batch, so that a long caption does not make short ones wait. Tokens
+equal those of `generate(do_sample=False)` of transformers.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Pictures → explanations: one backbone pass, then all locations of all pictures in one batch.
 
-Captions of pooled layers, of each location (SPEC §1 "Feature vectors"), and saliency maps for
-queries. Decoding and scoring themselves are in `decoding` and `saliency`.
+Captions of pooled layers, of each location, and saliency maps for queries. Decoding and scoring
+themselves are in `decoding` and `saliency`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,8 +85,8 @@ def explain_images(
     model: DeViL,
     images: Sequence[str | PathLike[str] | bytes | Image.Image],
     *,
-    layers: Sequence[str] | None = None,
-    queries: Sequence[str] = (),
+    layers: Sequence[str] | str | None = None,
+    queries: Sequence[str] | str = (),
     dense: bool = True,
     calibration: Calibration = "pmi",
     prompt: str = "",
@@ -100,6 +100,7 @@ def explain_images(
         sources: a name for each picture, kept in its explanation; default: its path, if it has one.
     """
     chosen = model.chosen_layers(layers)
+    queries = (queries,) if isinstance(queries, str) else queries
     check_calibration(calibration, len(queries))
     asked = tokenize_queries(model.language_model, queries, prompt=prompt)
     if sources is None:

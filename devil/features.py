@@ -1,4 +1,4 @@
-"""The feature store: Parquet parts with one tensor column per layer, and a manifest (SPEC §2).
+"""The feature store: Parquet parts with one tensor column per layer, and a manifest.
 
 ``manifest.json``, ``part-<shard>.parquet`` (key, captions, width, height, per layer a fixed-shape
 tensor) and ``errors/part-<shard>.parquet``. A part is written under a temporary name and

@@ -38,6 +38,8 @@ CONFIG, WEIGHTS, STATISTICS, CARD = (
     "statistics.safetensors",
     "README.md",
 )
+FILES = {CONFIG, WEIGHTS, STATISTICS, CARD}
+"""All that a model folder holds."""
 KEYS = set(
     "format_version name version backbone backbone_digest layers language_model "
     "language_model_digest embedding_width translator training".split()
@@ -56,7 +58,8 @@ def save_model(model: DeViL, folder: str | PathLike[str]) -> None:
     folder = Path(os.path.abspath(folder))
     if folder.exists() and not (folder.is_dir() and _replaceable(folder)):
         raise ModelFolderError(
-            f"{folder} exists and is no model folder, so it is not replaced; choose another name."
+            f"{folder} exists and is no model folder, or holds other files than a model's, so it "
+            "is not replaced; choose another name."
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -71,8 +74,20 @@ def save_model(model: DeViL, folder: str | PathLike[str]) -> None:
 
 
 def _replaceable(folder: Path) -> bool:
+    """Whether a folder is empty, or holds an older model and nothing of anybody else's."""
     names = {path.name for path in folder.iterdir()}
-    return not names or {CONFIG, WEIGHTS} <= names
+    if names and not ({CONFIG, WEIGHTS, STATISTICS} <= names <= FILES):
+        return False
+    return not names or set(_json_object(folder / CONFIG)) == KEYS
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty if it holds no such thing."""
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -102,6 +117,8 @@ def _write_files(model: DeViL, folder: Path, final: Path) -> dict[str, Any]:
     config = model_config(model, final)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     (folder / CARD).write_text(model_card(model, config))
+    for file in folder.iterdir():
+        os.chmod(file, 0o644)  # safetensors writes for the owner alone
     return config
 
 
@@ -154,9 +171,9 @@ def load_model(
 
 
 def _folder(name: str | PathLike[str], revision: str | None) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    text = str(name)
+    text = os.fspath(name)
+    if text and Path(text).is_dir():
+        return Path(text)
     if text.count("/") != 1 or text.startswith((".", "/", "~", "runs/")):
         raise ModelFolderError(f"model folder {text} does not exist; give a folder or a hub id.")
     try:
@@ -209,9 +226,11 @@ def _assemble(
     statistics = _read_statistics(folder / STATISTICS, translator)
     lm = _language_model(folder, config, language_model, device)
     backbone_config = from_dict(BackboneConfig, config["backbone"])
-    if backbone_config.weights not in ("pretrained", "random"):
-        path = backbone_weights or os.path.normpath(folder / backbone_config.weights)
-        backbone_config = replace(backbone_config, weights=path)
+    weights = backbone_weights
+    if weights is None and backbone_config.weights not in ("pretrained", "random"):
+        weights = os.path.normpath(folder / backbone_config.weights)
+    if weights is not None:
+        backbone_config = replace(backbone_config, weights=weights)
     backbone = None
     if with_backbone:
         backbone = load_backbone(backbone_config, device=device)

@@ -1,6 +1,6 @@
 """A frozen causal language model of transformers: embed, run on embeddings, tokenise.
 
-SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; a model without a BOS token starts with the
+The input is ``[BOS, prefix × n, caption, EOS]``; a model without a BOS token starts with the
 prefix. Decoding and scoring are left to `decoding` and `saliency`.
 """
 

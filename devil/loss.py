@@ -1,6 +1,6 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
-SPEC §1 "LM input": ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
+The input is ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
 of one image share their prefix, which is computed once, and stand packed in one row; a language
 model that cannot be packed gets one row for each caption, and the prefix's keys and values. The
 head runs on label positions only.

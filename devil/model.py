@@ -80,13 +80,14 @@ class DeViL(nn.Module):
         """Where the models are."""
         return self.translator.prefix_tokens.device
 
-    def chosen_layers(self, layers: Sequence[str] | None) -> tuple[str, ...]:
+    def chosen_layers(self, layers: Sequence[str] | str | None) -> tuple[str, ...]:
         """Check layer names; None asks for each layer, then all of them at once.
 
         Raises:
             LayerError: the model was not trained for a layer; lists those it was.
         """
         allowed = (*self.layers, ALL_LAYERS)
+        layers = (layers,) if isinstance(layers, str) else layers
         chosen = allowed if layers is None else tuple(layers)
         unknown = [layer for layer in chosen if layer not in allowed]
         if unknown or not chosen:
@@ -122,8 +123,8 @@ class DeViL(nn.Module):
         self,
         image: str | PathLike[str] | bytes | Image.Image,
         *,
-        layers: Sequence[str] | None = None,
-        queries: Sequence[str] = (),
+        layers: Sequence[str] | str | None = None,
+        queries: Sequence[str] | str = (),
         dense: bool = True,
         calibration: Calibration = "pmi",
         prompt: str = "",

@@ -1,6 +1,6 @@
 """Feature maps → feature vectors: mean, dropout draws, masked mean, one location, smoothing.
 
-SPEC §1 "Feature vectors" and "Feature dropout"; DeViL (arXiv 2309.01617) §3.2.
+Feature dropout is that of DeViL (arXiv 2309.01617) §3.2.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Open-vocabulary saliency: how likely a query's text is after the prefix of each location.
 
-SPEC §1 "Open-vocabulary saliency": ``s(i, j) = Σ_t log p(q_t | f(g(x)_ij), q_<t)``, without EOS and
+DeViL (arXiv 2309.01617): ``s(i, j) = Σ_t log p(q_t | f(g(x)_ij), q_<t)``, without EOS and
 without length normalisation. The prefix runs once; queries continue its keys and values. A
 one-token query without a prompt needs nothing beyond it: the same pass scores the vocabulary.
 """

@@ -1,7 +1,7 @@
 """Training the translator on stored features: one step, the schedule, validation, and its state.
 
-SPEC §1 "Optimisation". Nothing here knows of a cluster: `pipelines/train.py` hands in the wrapped
-translator and the worker's share of each batch.
+Nothing here knows of a cluster: `pipelines/train.py` hands in the wrapped translator and the
+worker's share of each batch.
 """
 
 import contextlib
@@ -170,7 +170,10 @@ class Trainer:
 
     @torch.inference_mode()
     def validation_loss(self, rows: HeldOut, *, batch_size: int = 64) -> float:
-        """Mean cross-entropy of each row's first caption, all layers shown, in nats per token."""
+        """Mean cross-entropy of each row's first caption, all layers shown, in nats per token.
+
+        NaN if every first caption is empty or too long.
+        """
         total, tokens = 0.0, 0
         slots = self.translator.slots
         for start in range(0, len(rows.keys), batch_size):
@@ -181,7 +184,7 @@ class Trainer:
                 loss = caption_loss(self.lm, self.translator(features), captions)
             total += float(loss.total)
             tokens += loss.tokens
-        return total / max(1, tokens)
+        return total / tokens if tokens else math.nan
 
     def _first_caption(self, texts: Sequence[str]) -> list[int]:
         """Token ids; none, if training would leave the caption out, too."""

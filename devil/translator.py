@@ -1,6 +1,6 @@
 """The translator: feature vectors of some layers → n prefix embeddings of a language model.
 
-SPEC §1 "Translator"; DeViL (arXiv 2309.01617) §3.1. Each layer's vector becomes one token (Linear
+DeViL (arXiv 2309.01617) §3.1. Each layer's vector becomes one token (Linear
 plus the embedding of that layer's slot); n learned prefix tokens follow; a pre-LN Transformer
 encoder mixes them; its last n outputs, projected, are the prefix. A layer that is not given costs
 nothing: its token is absent, which equals a masked one.
@@ -153,7 +153,7 @@ def token_dropout(
     *,
     class_tokens: bool = False,
 ) -> Bool[Tensor, "batch slot"]:
-    """Which slots each row of a training batch sees (SPEC §1 "Dropouts").
+    """Which slots each row of a training batch sees (DeViL, token dropout).
 
     Each layer is hidden with probability p, and a row that lost all of them is drawn again, alone.
     With class tokens, each row draws one of three modes (patches only, class tokens only, both),

@@ -182,7 +182,7 @@ NOTES = [
     "A location counts as right when its caption names the colour and the kind of the object that "
     "covers at least half of it. The control reads the same location of another picture.",
     "For the pointing game each location is blended with its neighbours (weights 4 : 1).",
-    "The best layer was chosen on other scenes than those that the figures are for.",
+    "results.json names the best layer for each; it was chosen on other scenes than these.",
     "The backbone's training saw where objects are (a throw-away classifier at each location); the "
     "translator's saw pooled features and whole captions only.",
 ]

@@ -19,7 +19,7 @@ import ray.train
 import ray.train.torch
 import tyro
 
-from devil.batches import stored_slots
+from devil.batches import check_captions, stored_slots
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
@@ -96,6 +96,8 @@ def train(options: TrainOptions) -> DeViL:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
+        if not any((output / "training" / "ray").glob("checkpoint_*")):
+            (output / "training" / RUN).unlink()  # nothing to go on with: other options may try
         raise devil_error(error) or error from None
     (output / "training" / "finished").touch()
     return DeViL.from_pretrained(output / "model", load_backbone=False)
@@ -108,16 +110,23 @@ def _check_inputs(options: TrainOptions) -> None:
     stored_slots(store, layers, class_tokens=options.translator.class_tokens)
     lm = load_language_model(options.language_model)
     check_context(lm, options.translator.prefix_length, options.training)
+    check_captions(store, lm, options.training)
 
 
 def _run_description(options: TrainOptions) -> dict[str, Any]:
     """What decides a run's result; kept beside it, so that no other run goes on with it."""
+    store = FeatureStore.open(options.store)
     language_model = options.language_model
     if Path(language_model.name).is_dir():
         resolved = str(Path(language_model.name).resolve())
         language_model = dataclasses.replace(language_model, name=resolved)
     return {
         "store": absolute(options.store),
+        "features": {
+            "backbone_digest": store.manifest.backbone_digest,
+            "extraction": to_dict(store.manifest.extraction),
+            "parts": [part.rsplit("/", 1)[-1] for part in store.parts()],
+        },
         "language_model": to_dict(language_model),
         "translator": to_dict(options.translator),
         "training": to_dict(options.training),

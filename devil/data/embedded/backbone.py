@@ -119,7 +119,7 @@ def train_backbone(
         chance_image_accuracy=chance,
         seconds=time.perf_counter() - started,
     )
-    log.info("backbone: %s", report)
+    log.info("backbone: right on %.0f %% of pictures (chance %.0f %%)", 100 * right, 100 * chance)
     return report
 
 

@@ -118,7 +118,9 @@ def train_language_model(
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
     )
-    log.info("language model: %s", report)
+    log.info(
+        "language model: perplexity %.2f; it says %r", report.perplexity, report.samples[0]
+    )
     return report
 
 
