@@ -118,9 +118,7 @@ def train_language_model(
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=time.perf_counter() - started,
     )
-    log.info(
-        "language model: perplexity %.2f; it says %r", report.perplexity, report.samples[0]
-    )
+    log.info("language model: perplexity %.2f; it says %r", report.perplexity, report.samples[0])
     return report
 
 
