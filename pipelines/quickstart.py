@@ -58,6 +58,18 @@ from pipelines.train import TrainOptions, train
 
 logger = logging.getLogger("quickstart")
 
+WRITTEN = (
+    "backbone.safetensors",
+    "language_model",
+    "shards",
+    "features",
+    "model",
+    "training",
+    "test",
+    "report",
+    "results.json",
+)
+"""What a demo leaves in its folder."""
 LAYERS = ("layer2", "layer3", "layer4")
 QUERIES = ("red", "blue", "star", "heart", "fish", "green circle")
 POOL = PoolConfig(workers=2, cpus_per_worker=1)
@@ -80,7 +92,7 @@ class QuickstartOptions:
     """Options of the embedded default."""
 
     output: str = "runs/demo"
-    """Folder of everything that it writes; an older one is replaced."""
+    """Folder of everything that it writes; what an older demo wrote there is replaced."""
     scenes: int = 3000
     """Scenes to train on."""
     backbone_steps: int = 1000
@@ -112,9 +124,12 @@ def quickstart(options: QuickstartOptions) -> dict[str, Any]:
     """Run everything; returns what `results.json` holds."""
     torch.manual_seed(options.seed)
     output = Path(options.output)
-    if (output / "results.json").exists() or not output.exists():
-        shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
+    for name in WRITTEN:  # of an older demo, finished or not: the times are of one run
+        if (output / name).is_dir():
+            shutil.rmtree(output / name)
+        else:
+            (output / name).unlink(missing_ok=True)
     seconds: dict[str, float] = {}
     with _timed("backbone", seconds):
         train_backbone(

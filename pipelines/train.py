@@ -97,7 +97,9 @@ def train(options: TrainOptions) -> DeViL:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         if not any((output / "training" / "ray").glob("checkpoint_*")):
-            (output / "training" / RUN).unlink()  # nothing to go on with: other options may try
+            (output / "training" / RUN).unlink(
+                missing_ok=True
+            )  # nothing to go on with: other options may try
         raise devil_error(error) or error from None
     (output / "training" / "finished").touch()
     return DeViL.from_pretrained(output / "model", load_backbone=False)
