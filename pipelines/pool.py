@@ -12,6 +12,8 @@ import ray
 import ray.data
 import torch
 
+from devil.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 
@@ -80,6 +82,27 @@ def worker_count(config: PoolConfig, units: int) -> int:
     return max(1, min(math.floor(fit), units))
 
 
+def check_room(workers: int, cpus: float, gpus: float) -> None:
+    """Refuse what this machine can never give, for which Ray would wait; a cluster may grow.
+
+    Args:
+        workers: how many run at once.
+        cpus, gpus: what each of them holds.
+
+    Raises:
+        ConfigError: Ray runs on this machine alone, and has less.
+    """
+    if os.environ.get("RAY_ADDRESS") or len(ray.nodes()) > 1:
+        return
+    has = ray.cluster_resources()
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        if workers * each > has.get(name, 0):
+            raise ConfigError(
+                f"{workers} workers with {each:g} {name} each are more than this machine has "
+                f"({has.get(name, 0):g} {name}); ask for fewer, or set RAY_ADDRESS to a cluster."
+            )
+
+
 class _Actor:
     """Builds the worker in the actor's process, then hands it one unit at a time."""
 
@@ -108,9 +131,13 @@ def over_pool(
 
     Returns:
         The workers' records, in the order in which they finish.
+
+    Raises:
+        ConfigError: the pool is larger than this machine.
     """
     start_ray()
     count = worker_count(config, len(units))
+    check_room(count, config.cpus_per_worker, config.gpus_per_worker)
     logger.info("%d units over %d workers", len(units), count)
     dataset = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=len(units)

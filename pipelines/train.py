@@ -26,7 +26,7 @@ from devil.language_model import load_language_model
 from devil.model import DeViL
 from devil.training import check_context
 from pipelines.cli import absolute, devil_error, run_script
-from pipelines.pool import start_ray
+from pipelines.pool import check_room, start_ray
 from pipelines.runs import claim_run
 from pipelines.training_run import train_worker
 
@@ -66,13 +66,17 @@ def train(options: TrainOptions) -> DeViL:
 
     Raises:
         FeatureStoreError, LanguageModelError: an input cannot be used.
-        ConfigError: the output folder belongs to a run with other options, or captions of
-            `max_caption_tokens` do not fit the language model.
+        ConfigError: the output folder belongs to a run with other options, captions of
+            `max_caption_tokens` do not fit the language model, or the machine is too small.
+        CaptionError: no caption can be trained on.
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
     _check_inputs(options)
     wanted = _run_description(options)
+    if not (output / "training" / "finished").is_file():
+        start_ray()
+        check_room(options.workers, options.cpus_per_worker, float(options.gpu))
     if _finished(output, wanted):
         logger.info("%s is finished; nothing to do", output)
         return DeViL.from_pretrained(output / "model", load_backbone=False)
