@@ -17,15 +17,18 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from devil.config import DecodingConfig
 from devil.data.pictures import Failure, Picture, Unit, pictures
+from devil.decoding import greedy_captions
 from devil.describing import explain_images
 from devil.errors import ConfigError, DataError
 from devil.explanation import Caption, Explanation, LayerExplanation
 from devil.features import ERROR_SCHEMA, METADATA, renamed
 from devil.model import DeViL
-from devil.saliency import Calibration, tokenize_queries
+from devil.pooling import smooth
+from devil.saliency import Calibration, check_calibration, tokenize_queries
 
 SCHEMA = pa.schema(
     [
@@ -272,8 +275,10 @@ def _layer(row: dict[str, Any]) -> LayerExplanation:
     )
 
 
-def check_request(model: DeViL, config: AuditConfig) -> None:
-    """Refuse unknown layers and empty queries before any picture is read.
+def check_request(
+    model: DeViL, config: AuditConfig, decoding: DecodingConfig | None = None
+) -> None:
+    """Refuse what cannot be asked of this model before any picture is read.
 
     Raises:
         LayerError, QueryError, ConfigError: with what is allowed.
@@ -281,4 +286,8 @@ def check_request(model: DeViL, config: AuditConfig) -> None:
     if config.batch_size < 1:
         raise ConfigError(f"batch_size is {config.batch_size}; allowed: at least 1.")
     model.chosen_layers(config.layers or None)
+    check_calibration(config.calibration, len(config.queries))
     tokenize_queries(model.language_model, config.queries, prompt=config.prompt)
+    smooth(torch.zeros(1, 1, 1, 1), config.smoothing)
+    length, width = model.translator.config.prefix_length, model.language_model.embedding_width
+    greedy_captions(model.language_model, torch.zeros(0, length, width), decoding)

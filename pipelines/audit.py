@@ -93,7 +93,7 @@ def audit(options: AuditOptions) -> Path:
     output = Path(options.output)
     list_units(options.images)
     model = DeViL.from_pretrained(options.model)
-    check_request(model, options.audit)
+    check_request(model, options.audit, options.decoding)
     model_name, version = model.name, model.version
     del model
     claim_run(output / RUN, _run_description(options, version))

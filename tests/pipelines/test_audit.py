@@ -161,6 +161,14 @@ def test_requests_that_cannot_work_are_refused_before_any_picture(
         audit(options(model_folder, tmp_path, audit=AuditConfig(layers=("layer9",))))
     with pytest.raises(QueryError, match="no tokens"):
         audit(options(model_folder, tmp_path, audit=AuditConfig(queries=(" ",))))
+    with pytest.raises(QueryError, match="at least two queries"):
+        lonely = AuditConfig(queries=("red",), calibration="contrast")
+        audit(options(model_folder, tmp_path, audit=lonely))
+    with pytest.raises(ConfigError, match="smoothing kernel is 2"):
+        audit(options(model_folder, tmp_path, audit=AuditConfig(dense=False, smoothing=2)))
+    with pytest.raises(ConfigError, match="max_new_tokens is 5000"):
+        endless = DecodingConfig(max_new_tokens=5000)
+        audit(options(model_folder, tmp_path, decoding=endless))
     with pytest.raises(DataError, match="no pictures"):
         audit(options(model_folder, tmp_path, images=str(tmp_path / "nowhere")))
     assert not (tmp_path / "report").exists()
