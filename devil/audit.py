@@ -1,35 +1,39 @@
 """Many pictures → a table of explanations: units of work, their Parquet parts, and back.
 
 One row for each picture and layer: the pooled caption, the captions of all locations (row-major),
-and a map for each query. A unit is a shard or a handful of files; its part appears whole or not at
-all, and what cannot be explained stands in `errors` with its reason.
+and a map for each query. A unit (`devil.data.pictures`) is a shard or a handful of files; its part
+appears whole or not at all, its footer says which files it was made from, and what cannot be
+explained stands in `errors` with its reason.
 """
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+import torch
 
 from devil.config import DecodingConfig
-from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard
+from devil.data.pictures import Failure, Picture, Unit, pictures
+from devil.decoding import greedy_captions
 from devil.describing import explain_images
-from devil.errors import ConfigError, DataError, ImageError
+from devil.errors import ConfigError, DataError
 from devil.explanation import Caption, Explanation, LayerExplanation
-from devil.features import ERROR_SCHEMA, renamed
-from devil.images import open_image
+from devil.features import ERROR_SCHEMA, METADATA, renamed
 from devil.model import DeViL
-from devil.saliency import Calibration, tokenize_queries
+from devil.pooling import smooth
+from devil.saliency import Calibration, check_calibration, tokenize_queries
 
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
+        ("source", pa.string()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("region", pa.list_(pa.float64(), 4)),
@@ -50,19 +54,13 @@ SCHEMA = pa.schema(
 )
 
 
-class Unit(NamedTuple):
-    """A piece of work: one shard, or some picture files."""
+class Part(NamedTuple):
+    """What a finished unit's part says of itself."""
 
-    name: str
-    paths: tuple[str, ...]
-
-
-class Picture(NamedTuple):
-    """One picture of a unit, still encoded."""
-
-    key: str
-    source: str
-    content: bytes
+    files: tuple[str, ...]
+    """`files` of the unit."""
+    errors: int
+    """Pictures that could not be explained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,45 +83,37 @@ class AuditConfig:
     """Pictures explained at once."""
 
 
-def list_units(images: str, *, files_per_unit: int = 8) -> list[Unit]:
-    """Units from a folder of pictures (searched deeply), a folder or glob of shards, or one file.
+def finished_parts(output: str) -> dict[str, Part]:
+    """The parts in a folder, by the names of their units; none where there is no such folder.
 
     Raises:
-        DataError: nothing matches.
+        DataError: a file is corrupt, or no part of an audit.
     """
-    fs, path = fsspec.core.url_to_fs(images)
-    if images.endswith(".tar") or (fs.isdir(path) and fs.glob(path.rstrip("/") + "/*.tar")):
-        return [Unit(PurePosixPath(p).name.removesuffix(".tar"), (p,)) for p in list_shards(images)]
-    if any(mark in images for mark in "*?["):
-        found = fs.glob(path)
-    else:
-        found = fs.find(path) if fs.isdir(path) else [path] if fs.exists(path) else []
-    files = sorted(p for p in found if p.lower().rpartition(".")[2] in IMAGE_SUFFIXES)
-    if not files:
+    fs, path = fsspec.core.url_to_fs(output.rstrip("/"))
+    fs.invalidate_cache()
+    names = fs.ls(path, detail=False) if fs.isdir(path) else []
+    found = {name.rpartition("/")[2]: name for name in sorted(names)}
+    return {
+        name.removeprefix("part-").removesuffix(".parquet"): read_part(fs, address)
+        for name, address in found.items()
+        if name.startswith("part-") and name.endswith(".parquet")
+    }
+
+
+def read_part(fs: fsspec.AbstractFileSystem, name: str) -> Part:
+    """A part's footer.
+
+    Raises:
+        DataError: the file is corrupt, or no part of an audit.
+    """
+    try:
+        with fs.open(name, "rb") as file:
+            values = json.loads(pq.read_schema(file).metadata[METADATA])
+        return Part(tuple(values["files"]), values["errors"])
+    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
         raise DataError(
-            f"no pictures at {images}; give a folder or glob of {', '.join(IMAGE_SUFFIXES)} "
-            "files, or webdataset shards."
-        )
-    names = [fs.unstrip_protocol(p) if "://" in images else p for p in files]
-    return [
-        Unit(f"{i // files_per_unit:05d}", tuple(names[i : i + files_per_unit]))
-        for i in range(0, len(names), files_per_unit)
-    ]
-
-
-def pictures(unit: Unit) -> Iterator[Picture]:
-    """A unit's pictures.
-
-    Raises:
-        DataError: a shard is damaged; the pictures before the damage come first.
-    """
-    for path in unit.paths:
-        if path.endswith(".tar"):
-            for sample in read_shard(path):
-                yield Picture(sample.key, path, sample.image or b"")
-        else:
-            fs, name = fsspec.core.url_to_fs(path)
-            yield Picture(PurePosixPath(path).stem, path, fs.cat_file(name))
+            f"{name} is corrupt, or no part of an audit ({error!r}); remove it."
+        ) from error
 
 
 class Auditor:
@@ -144,50 +134,40 @@ class Auditor:
         """Explain one unit, unless its part is there; returns its counts."""
         part = f"{self.path}/part-{unit.name}.parquet"
         if self.fs.exists(part):
-            with self.fs.open(part, "rb") as file:
-                rows = pq.read_table(file, columns=["key"]).num_rows
-            return {"unit": unit.name, "rows": rows, "errors": 0, "skipped": True}
-        explanations: list[Explanation] = []
-        failures: list[dict[str, str]] = []
-        stream = self._decoded(unit, failures)
-        while batch := list(islice(stream, self.config.batch_size)):
-            explanations += self._explain(batch)
+            found = read_part(self.fs, part)
+            if found.files == unit.files:
+                return {"unit": unit.name, "errors": found.errors, "skipped": True}
+        tables, failures = [explanations_table([])], []
+        explained = self._readable(unit, failures)
+        while batch := list(islice(explained, self.config.batch_size)):
+            sources = [picture.source for picture in batch]
+            tables.append(explanations_table(self._explain(batch), sources))
         with renamed(self.fs, f"{self.path}/errors/part-{unit.name}.parquet") as name:
-            self._write(name, pa.Table.from_pylist(failures, schema=ERROR_SCHEMA))
-        table = explanations_table(explanations)
+            rows = [failure._asdict() for failure in failures]
+            self._write(name, pa.Table.from_pylist(rows, schema=ERROR_SCHEMA))
+        footer = json.dumps(Part(unit.files, len(failures))._asdict())
         with renamed(self.fs, part) as name:
-            self._write(name, table)
-        counts = {"rows": table.num_rows, "errors": len(failures)}
-        return {"unit": unit.name, "skipped": False, **counts}
+            self._write(name, pa.concat_tables(tables).replace_schema_metadata({METADATA: footer}))
+        return {"unit": unit.name, "errors": len(failures), "skipped": False}
 
     def _write(self, name: str, table: pa.Table) -> None:
         with self.fs.open(name, "wb") as file:
             pq.write_table(table, file, compression="zstd")
 
-    def _decoded(
-        self, unit: Unit, failures: list[dict[str, str]]
-    ) -> Iterator[tuple[Picture, Image.Image]]:
+    def _readable(self, unit: Unit, failures: list[Failure]) -> Iterator[Picture]:
         """Pictures that can be read; the others go to `failures`."""
-        stream = pictures(unit)
-        while True:
-            try:
-                picture = next(stream)
-            except StopIteration:
-                return
-            except (DataError, OSError) as error:
-                failures.append(_failure("", unit.name, "read", error))
-                return
-            try:
-                yield picture, open_image(picture.content)
-            except ImageError as error:
-                failures.append(_failure(picture.key, picture.source, "decode", error))
+        for picture in pictures(unit):
+            if isinstance(picture, Failure):
+                failures.append(picture)
+            else:
+                yield picture
 
-    def _explain(self, batch: Sequence[tuple[Picture, Image.Image]]) -> list[Explanation]:
+    def _explain(self, batch: Sequence[Picture]) -> list[Explanation]:
         config = self.config
         return explain_images(
             self.model,
-            [image for _, image in batch],
-            sources=[picture.key for picture, _ in batch],
+            [picture.image for picture in batch],
+            sources=[picture.key for picture in batch],
             layers=config.layers or None,
             queries=config.queries,
             dense=config.dense,
@@ -198,26 +178,26 @@ class Auditor:
         )
 
 
-def _failure(key: str, source: str, stage: str, error: Exception) -> dict[str, str]:
-    row = {"key": key, "source": source, "stage": stage}
-    return row | {"error": type(error).__name__, "message": str(error)}
-
-
-def explanations_table(explanations: Sequence[Explanation]) -> pa.Table:
-    """One row for each picture and layer."""
+def explanations_table(
+    explanations: Sequence[Explanation], sources: Sequence[str] | None = None
+) -> pa.Table:
+    """One row for each picture and layer; `sources` are the files or shards they came from."""
     rows = [
-        _row(explanation, layer)
-        for explanation in explanations
+        _row(explanation, layer, source)
+        for explanation, source in zip(
+            explanations, sources or [None] * len(explanations), strict=True
+        )
         for layer in explanation.layers.values()
     ]
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def _row(explanation: Explanation, layer: LayerExplanation) -> dict[str, Any]:
+def _row(explanation: Explanation, layer: LayerExplanation, source: str | None) -> dict[str, Any]:
     cells = [cell for row in layer.captions or () for cell in row]
     caption = layer.caption
     return {
         "key": explanation.source,
+        "source": source,
         "width": explanation.image_size[0],
         "height": explanation.image_size[1],
         "region": list(explanation.region),
@@ -240,11 +220,17 @@ def _row(explanation: Explanation, layer: LayerExplanation) -> dict[str, Any]:
 
 
 def table_explanations(table: pa.Table) -> Iterator[Explanation]:
-    """Explanations (without their pictures) from rows of `explanations_table`."""
-    by_key: dict[str, list[dict[str, Any]]] = {}
+    """Explanations (without their pictures) from rows of `explanations_table`, or of several.
+
+    Pictures of equal keys are told apart by their sources, and in one shard by their order.
+    """
+    seen: Counter[tuple[str, str, str]] = Counter()
+    by_picture: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        by_key.setdefault(row["key"], []).append(row)
-    for rows in by_key.values():
+        name = (row["key"], row["source"], row["layer"])
+        by_picture.setdefault((row["key"], row["source"], seen[name]), []).append(row)
+        seen[name] += 1
+    for rows in by_picture.values():
         first = rows[0]
         yield Explanation(
             image_size=(first["width"], first["height"]),
@@ -289,8 +275,10 @@ def _layer(row: dict[str, Any]) -> LayerExplanation:
     )
 
 
-def check_request(model: DeViL, config: AuditConfig) -> None:
-    """Refuse unknown layers and empty queries before any picture is read.
+def check_request(
+    model: DeViL, config: AuditConfig, decoding: DecodingConfig | None = None
+) -> None:
+    """Refuse what cannot be asked of this model before any picture is read.
 
     Raises:
         LayerError, QueryError, ConfigError: with what is allowed.
@@ -298,4 +286,8 @@ def check_request(model: DeViL, config: AuditConfig) -> None:
     if config.batch_size < 1:
         raise ConfigError(f"batch_size is {config.batch_size}; allowed: at least 1.")
     model.chosen_layers(config.layers or None)
+    check_calibration(config.calibration, len(config.queries))
     tokenize_queries(model.language_model, config.queries, prompt=config.prompt)
+    smooth(torch.zeros(1, 1, 1, 1), config.smoothing)
+    length, width = model.translator.config.prefix_length, model.language_model.embedding_width
+    greedy_captions(model.language_model, torch.zeros(0, length, width), decoding)

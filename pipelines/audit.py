@@ -3,12 +3,14 @@
     python pipelines/audit.py runs/demo/model photos/ --output runs/audit --audit.queries dog cat
 
 One row for each picture and layer goes to `part-*.parquet`; pictures that cannot be read stand in
-`errors/`; `index.html` shows the first of them. The same command goes on where a run was stopped.
+`errors/`; `index.html` shows the first of them. The same command goes on where a run was stopped,
+and explains what has been added since.
 """
 
 import json
 import logging
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,25 +24,25 @@ from tqdm import tqdm
 from devil.audit import (
     AuditConfig,
     Auditor,
-    Unit,
+    Part,
     check_request,
-    list_units,
-    pictures,
+    finished_parts,
     table_explanations,
 )
 from devil.config import DecodingConfig
-from devil.errors import DataError, ImageError
+from devil.data.pictures import Picture, Unit, list_units, pictures
 from devil.explanation import Explanation
-from devil.images import open_image
 from devil.model import DeViL
 from devil.report.page import write_report
-from pipelines.cli import run_script
+from pipelines.cli import absolute, run_script
 from pipelines.pool import PoolConfig, over_pool
 from pipelines.runs import claim_run
 
 logger = logging.getLogger("audit")
 
 RUN = "audit.json"
+FORMAT_VERSION = 2
+"""Of the parts; an audit does not go on with those of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,8 @@ class AuditWorker:
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Explain one unit, given as JSON (Ray Data's columns hold no tuples)."""
-        name, paths = json.loads(unit)
-        return self.auditor(Unit(name, tuple(paths)))
+        name, paths, files = json.loads(unit)
+        return self.auditor(Unit(name, tuple(paths), tuple(files)))
 
 
 def audit(options: AuditOptions) -> Path:
@@ -88,28 +90,25 @@ def audit(options: AuditOptions) -> Path:
         ModelFolderError, LayerError, QueryError, DataError: an input cannot be used.
         ConfigError: the output folder belongs to an audit with other options.
     """
-    units = list_units(options.images)
+    output = Path(options.output)
+    list_units(options.images)
     model = DeViL.from_pretrained(options.model)
-    check_request(model, options.audit)
+    check_request(model, options.audit, options.decoding)
     model_name, version = model.name, model.version
     del model
-    output = Path(options.output)
-    (output / "errors").mkdir(parents=True, exist_ok=True)
     claim_run(output / RUN, _run_description(options, version))
-    arguments = {
-        "model": _absolute(options.model),
-        "output": str(output.resolve()),
-        "config": options.audit,
-        "decoding": options.decoding,
-    }
-    failed = 0
-    with tqdm(total=len(units), unit="unit", desc="audit", mininterval=1) as bar:
-        work = [json.dumps(unit) for unit in _absolute_units(units)]
-        for record in over_pool(work, AuditWorker, arguments, options.pool):
-            failed += record["errors"]
-            bar.set_postfix_str(f"{failed} pictures failed")
-            bar.update()
-    notes = [f"Model {model_name}, version {version}. {failed} pictures could not be read."]
+    (output / "errors").mkdir(exist_ok=True)
+    parts = finished_parts(str(output))
+    units = _units(options.images, parts)
+    _explain([unit for unit in units if not _is_done(unit, parts)], options)
+    parts = finished_parts(str(output))
+    failed = sum(part.errors for part in parts.values())
+    notes = [
+        f"Model {model_name}, version {version}. {failed} pictures could not be read.",
+        *_gone(units, parts),
+    ]
+    for note in notes:
+        logger.info(note)
     return write_report(
         output, title=options.title, explanations=list(audited(options)), notes=notes
     )
@@ -117,22 +116,62 @@ def audit(options: AuditOptions) -> Path:
 
 def audited(options: AuditOptions) -> Iterator[Explanation]:
     """The first `report_images` explanations of a finished audit, with their pictures."""
-    yield from _first(list_units(options.images), Path(options.output), options.report_images)
+    parts = finished_parts(options.output)
+    units = [unit for unit in _units(options.images, parts) if _is_done(unit, parts)]
+    yield from _first(units, Path(options.output), options.report_images)
+
+
+def _units(images: str, parts: Mapping[str, Part]) -> list[Unit]:
+    return list_units(images, done={name: part.files for name, part in parts.items()})
+
+
+def _is_done(unit: Unit, parts: Mapping[str, Part]) -> bool:
+    part = parts.get(unit.name)
+    return part is not None and set(unit.files) <= set(part.files)
+
+
+def _explain(units: list[Unit], options: AuditOptions) -> None:
+    """Have the units explained into their parts."""
+    if not units:
+        return
+    arguments = {
+        "model": _absolute(options.model),
+        "output": absolute(options.output),
+        "config": options.audit,
+        "decoding": options.decoding,
+    }
+    failed = 0
+    with tqdm(total=len(units), unit="unit", desc="audit", mininterval=1) as bar:
+        work = [json.dumps(unit) for unit in units]
+        for record in over_pool(work, AuditWorker, arguments, options.pool):
+            failed += record["errors"]
+            bar.set_postfix_str(f"{failed} pictures failed")
+            bar.update()
+
+
+def _gone(units: list[Unit], parts: Mapping[str, Part]) -> list[str]:
+    """A note on files that have been audited and are not there any more."""
+    here = {file for unit in units for file in unit.files}
+    gone = sorted({file for part in parts.values() for file in part.files} - here)
+    if not gone:
+        return []
+    shown = ", ".join(gone[:5]) + (", …" if len(gone) > 5 else "")
+    return [
+        f"{len(gone)} files of an earlier run are gone; what was found about them stays in the "
+        f"table: {shown}"
+    ]
 
 
 def _absolute(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def _absolute_units(units: list[Unit]) -> list[Unit]:
-    return [Unit(u.name, tuple(_absolute(path) for path in u.paths)) for u in units]
-
-
 def _run_description(options: AuditOptions, version: str) -> dict[str, Any]:
     """What decides an audit's result."""
     return {
+        "format": FORMAT_VERSION,
         "model": version,
-        "images": _absolute(options.images),
+        "images": absolute(options.images),
         "audit": asdict(replace(options.audit, batch_size=1)),
         "max_new_tokens": options.decoding.max_new_tokens,
     }
@@ -142,24 +181,16 @@ def _first(units: list[Unit], output: Path, count: int) -> Iterator[Explanation]
     """The first explanations, with their pictures opened again."""
     left = count
     for unit in units:
-        with fsspec.open(str(output / f"part-{unit.name}.parquet"), "rb") as file:
-            by_key = {e.source: e for e in table_explanations(pq.read_table(file))}
-        stream = pictures(unit)
-        while left:
-            try:
-                picture = next(stream)
-                image = open_image(picture.content)
-            except StopIteration:
-                break
-            except ImageError:
-                continue
-            except DataError:
-                break
-            if picture.key in by_key:
-                left -= 1
-                yield replace(by_key[picture.key], image=image)
         if not left:
             return
+        waiting: dict[str | None, deque[Explanation]] = {}
+        with fsspec.open(str(output / f"part-{unit.name}.parquet"), "rb") as file:
+            for explanation in table_explanations(pq.read_table(file)):
+                waiting.setdefault(explanation.source, deque()).append(explanation)
+        for picture in pictures(unit):
+            if left and isinstance(picture, Picture) and waiting.get(picture.key):
+                left -= 1
+                yield replace(waiting[picture.key].popleft(), image=picture.image)
 
 
 if __name__ == "__main__":

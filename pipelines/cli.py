@@ -38,10 +38,11 @@ def devil_error(error: BaseException | None) -> DevilError | None:
     """The `DevilError` at the root of an exception, through Ray's wrappers."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, DevilError):
-            return error
         seen.add(id(error))
         failures = getattr(error, "worker_failures", None)  # Ray Train: rank → exception
         inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+        # Ray's wrapper of a task's error is of the error's own class, too; its text a traceback.
+        if isinstance(error, DevilError) and not isinstance(inner, BaseException):
+            return error
         error = inner or error.__cause__ or error.__context__
     return None

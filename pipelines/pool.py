@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,12 @@ import ray
 import ray.data
 import torch
 
-from devil.errors import ConfigError
+from devil.errors import ConfigError, DevilError
 
 logger = logging.getLogger(__name__)
+
+FAILURE = "failure"
+"""Column of a record that stands for an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +108,27 @@ def check_room(workers: int, cpus: float, gpus: float) -> None:
 
 
 class _Actor:
-    """Builds the worker in the actor's process, then hands it one unit at a time."""
+    """Builds the worker in the actor's process, then hands it one unit at a time.
+
+    An error of the user's comes back as a record: Ray Data wraps what is raised, and the wrapper
+    loses its cause between processes.
+    """
 
     def __init__(self, build: Callable[..., Any], arguments: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.worker = build(**arguments)
+        self.failure: DevilError | None = None
+        try:
+            self.worker = build(**arguments)
+        except DevilError as error:
+            self.failure = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-        records = [self.worker(unit) for unit in batch["unit"]]
+        try:
+            if self.failure is not None:
+                raise self.failure
+            records = [self.worker(unit) for unit in batch["unit"]]
+        except DevilError as error:
+            return {FAILURE: [pickle.dumps(error)]}
         return {name: [record[name] for record in records] for name in records[0]}
 
 
@@ -134,6 +151,7 @@ def over_pool(
 
     Raises:
         ConfigError: the pool is larger than this machine.
+        DevilError: the first that a worker raised; the units after it are given up.
     """
     start_ray()
     count = worker_count(config, len(units))
@@ -154,4 +172,7 @@ def over_pool(
             "threads": config.cpus_per_worker,
         },
     )
-    yield from results.iter_rows()
+    for record in results.iter_rows():
+        if FAILURE in record:
+            raise pickle.loads(record[FAILURE])
+        yield record

@@ -130,15 +130,15 @@ def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
     texts = _texts(captions if isinstance(captions, list) else [])
     texts = texts or _texts([record.get("caption")])
     texts = texts or _texts([members.get("txt", b"").decode("utf-8", "replace")])
-    return Sample(key=_unicode(key), source=path, image=image, captions=texts, record=record)
+    return Sample(key=unicode_text(key), source=path, image=image, captions=texts, record=record)
 
 
 def _texts(captions: list[Any]) -> tuple[str, ...]:
     """Those that are texts and not empty."""
-    return tuple(_unicode(c.strip()) for c in captions if isinstance(c, str) and c.strip())
+    return tuple(unicode_text(c.strip()) for c in captions if isinstance(c, str) and c.strip())
 
 
-def _unicode(text: str) -> str:
+def unicode_text(text: str) -> str:
     """Text that can be written as UTF-8: lone surrogates (JSON and tars can hold them) escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 

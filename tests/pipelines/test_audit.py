@@ -1,17 +1,30 @@
 """The audit through real Ray: a table of explanations, errors, and the report."""
 
+import io
+import tarfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import picture, tiny_model
 
-from devil.audit import AuditConfig, explanations_table, list_units, table_explanations
+from devil.audit import (
+    AuditConfig,
+    Auditor,
+    explanations_table,
+    finished_parts,
+    table_explanations,
+)
 from devil.config import DecodingConfig
+from devil.data.pictures import Failure, Picture, list_units, pictures
 from devil.errors import ConfigError, DataError, LayerError, QueryError
+from devil.images import open_image
 from devil.model import DeViL
-from pipelines.audit import AuditOptions, audit
+from pipelines.audit import RUN, AuditOptions, audit, audited
 from pipelines.pool import PoolConfig
+from pipelines.runs import claim_run
 
 CAPTION = "a red circle on the left side"
 
@@ -44,21 +57,29 @@ def photos(folder: Path, count: int) -> None:
 def test_audit_equals_explain_and_accounts_for_every_picture(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    photos(tmp_path, 3)
-    (tmp_path / "photos" / "broken.jpg").write_text("not a picture")
+    root = tmp_path / "photos"
+    for seed, name in enumerate(("a/1.png", "b/1.png", "1.png", "1.webp")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(CAPTION, seed=seed).save(root / name, lossless=True)
+    (root / "broken.jpg").write_text("not a picture")
+    (root / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     page = audit(options(model_folder, tmp_path))
     html = page.read_text()
+    assert "2 pictures could not be read" in html
     table = pq.read_table(tmp_path / "report" / "part-00000.parquet")
     found = {e.source: e for e in table_explanations(table)}
-    assert sorted(found) == ["0", "1", "2"]
+    assert sorted(found) == ["1.png", "1.webp", "a/1.png", "b/1.png"]
     errors = pq.read_table(tmp_path / "report" / "errors" / "part-00000.parquet").to_pylist()
-    assert [row["key"] for row in errors] == ["broken"]
+    assert [(row["key"], row["stage"]) for row in errors] == [
+        ("broken.jpg", "decode"),
+        ("dangling.jpg", "read"),
+    ]
+    assert errors[1]["error"] == "FileNotFoundError"
+    assert errors[1]["source"] == str(root / "dangling.jpg")
     model = DeViL.from_pretrained(model_folder)
     for key, explanation in found.items():
         direct = model.explain(
-            tmp_path / "photos" / f"{key}.png",
-            queries=("red", "circle"),
-            decoding=DecodingConfig(max_new_tokens=5),
+            root / key, queries=("red", "circle"), decoding=DecodingConfig(max_new_tokens=5)
         )
         for layer, ours in explanation.layers.items():
             theirs = direct.layers[layer]
@@ -67,6 +88,36 @@ def test_audit_equals_explain_and_accounts_for_every_picture(
             for query, grid in ours.saliency.items():
                 assert grid == pytest.approx(theirs.saliency[query], abs=1e-4)
         assert key in html
+    shown = list(audited(options(model_folder, tmp_path)))
+    assert sorted(e.source or "" for e in shown) == sorted(found)
+    for explanation in shown:
+        assert explanation == found[explanation.source]
+        opened = open_image(root / str(explanation.source))
+        assert np.array_equal(np.asarray(explanation.image), np.asarray(opened))
+
+
+def test_the_same_command_counts_old_errors_and_explains_what_is_new(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    photos(tmp_path, 2)
+    (tmp_path / "photos" / "broken.jpg").write_text("not a picture")
+    request = options(model_folder, tmp_path)
+    audit(request)
+    part = tmp_path / "report" / "part-00000.parquet"
+    before = part.stat().st_mtime_ns
+    assert "1 pictures could not be read" in audit(request).read_text()
+    picture(CAPTION, seed=5).save(tmp_path / "photos" / "0-added.png")
+    (tmp_path / "photos" / "1.png").unlink()
+    html = audit(request).read_text()
+    assert part.stat().st_mtime_ns == before
+    assert [e.source for e in audited(request)] == ["0.png", "0-added.png"]
+    assert "1 pictures could not be read" in html
+    assert "1 files of an earlier run are gone" in html and "1.png" in html
+    parts = finished_parts(str(tmp_path / "report"))
+    assert {name: p.files for name, p in parts.items()} == {
+        "00000": ("0.png", "1.png", "broken.jpg"),
+        "00001": ("0-added.png",),
+    }
 
 
 def test_table_round_trip_is_exact(model_folder: Path, tmp_path: Path) -> None:
@@ -74,6 +125,32 @@ def test_table_round_trip_is_exact(model_folder: Path, tmp_path: Path) -> None:
     picture(CAPTION).save(tmp_path / "one.png")
     explanation = model.explain(tmp_path / "one.png", queries=["red"])
     assert list(table_explanations(explanations_table([explanation]))) == [explanation]
+
+
+def test_pictures_of_equal_keys_are_told_apart(model_folder: Path, tmp_path: Path) -> None:
+    model = DeViL.from_pretrained(model_folder)
+    twins = []
+    for seed in range(4):
+        picture(CAPTION, seed=seed).save(tmp_path / "one.png")
+        twins.append(model.explain(tmp_path / "one.png", queries=["red"]))
+    of_a, of_b = (explanations_table(twins[:2], "aa"), explanations_table(twins[2:], "bb"))
+    assert list(table_explanations(pa.concat_tables([of_a, of_b]))) == twins
+
+
+def test_a_part_of_other_files_is_not_taken_for_this_one(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    photos(tmp_path, 2)
+    (tmp_path / "errors").mkdir()
+    model = DeViL.from_pretrained(model_folder)
+    config = AuditConfig(dense=False, layers=("all",))
+    auditor = Auditor(model, str(tmp_path), config, DecodingConfig(max_new_tokens=2))
+    (unit,) = list_units(str(tmp_path / "photos"))
+    first = unit._replace(paths=unit.paths[:1], files=unit.files[:1])
+    assert [auditor(u)["skipped"] for u in (first, first, unit, unit)] == [False, True] * 2
+    (tmp_path / "part-00000.parquet").write_text("no table")
+    with pytest.raises(DataError, match=r"part-00000\.parquet is corrupt"):
+        finished_parts(str(tmp_path))
 
 
 def test_requests_that_cannot_work_are_refused_before_any_picture(
@@ -84,10 +161,19 @@ def test_requests_that_cannot_work_are_refused_before_any_picture(
         audit(options(model_folder, tmp_path, audit=AuditConfig(layers=("layer9",))))
     with pytest.raises(QueryError, match="no tokens"):
         audit(options(model_folder, tmp_path, audit=AuditConfig(queries=(" ",))))
+    with pytest.raises(QueryError, match="at least two queries"):
+        lonely = AuditConfig(queries=("red",), calibration="contrast")
+        audit(options(model_folder, tmp_path, audit=lonely))
+    with pytest.raises(ConfigError, match="smoothing kernel is 2"):
+        audit(options(model_folder, tmp_path, audit=AuditConfig(dense=False, smoothing=2)))
+    with pytest.raises(ConfigError, match="max_new_tokens is 5000"):
+        endless = DecodingConfig(max_new_tokens=5000)
+        audit(options(model_folder, tmp_path, decoding=endless))
     with pytest.raises(DataError, match="no pictures"):
         audit(options(model_folder, tmp_path, images=str(tmp_path / "nowhere")))
     assert not (tmp_path / "report").exists()
-    audit(options(model_folder, tmp_path))
+    (tmp_path / "report").mkdir()
+    claim_run(tmp_path / "report" / RUN, {"audit": "of something else"})
     with pytest.raises(ConfigError, match="another audit"):
         audit(options(model_folder, tmp_path, audit=AuditConfig(queries=("star",))))
 
@@ -97,3 +183,58 @@ def test_units_of_a_folder_and_of_shards(tmp_path: Path) -> None:
     units = list_units(str(tmp_path / "photos"), files_per_unit=2)
     assert [len(unit.paths) for unit in units] == [2, 2, 1]
     assert len({unit.name for unit in units}) == 3
+    units = list_units(str(tmp_path / "photos"), files_per_unit=2, done={"00001": ("1.png", "x")})
+    assert {u.name: u.files for u in units} == {
+        "00001": ("1.png",),
+        "00000": ("0.png", "2.png"),
+        "00002": ("3.png", "4.png"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "files"),
+    [
+        ("photos", ["0.png", "deep/0.png", "link.png"]),
+        ("photos/", ["0.png", "deep/0.png", "link.png"]),
+        ("photos/*.png", ["0.png", "link.png"]),
+        ("photos/*/0.png", ["deep/0.png"]),
+        ("*/deep/?.png", ["photos/deep/0.png"]),
+        ("photos/deep/0.png", ["0.png"]),
+        ("with [marks]", ["0.png"]),
+    ],
+)
+def test_keys_are_paths_below_the_folder_asked_for(
+    asked: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path, 1)
+    for folder in ("photos/deep", "with [marks]"):
+        (tmp_path / folder).mkdir()
+        picture(CAPTION).save(tmp_path / folder / "0.png")
+    (tmp_path / "photos" / "folder.png").mkdir()
+    (tmp_path / "photos" / "link.png").symlink_to(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "linked-folder.png").symlink_to(tmp_path / "photos" / "deep")
+    monkeypatch.chdir(tmp_path)
+    for address in (asked, f"{tmp_path}/{asked}", f"file://{tmp_path}/{asked}"):
+        units = list_units(address)
+        assert [file for unit in units for file in unit.files] == files
+        found = [p for unit in units for p in pictures(unit)]
+        assert [p.key for p in found if isinstance(p, Picture)] == files
+
+
+def test_shards_of_one_name_are_refused_and_damage_keeps_its_place(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "0.tar", "w") as tar:
+            buffer = io.BytesIO()
+            picture(CAPTION).save(buffer, "PNG")
+            member = tarfile.TarInfo("x.png")
+            member.size = buffer.tell()
+            tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    with pytest.raises(DataError, match=r"several shards are named \['0'\]"):
+        list_units(str(tmp_path / "*" / "0.tar"))
+    whole = (tmp_path / "b" / "0.tar").read_bytes()
+    (tmp_path / "b" / "0.tar").write_bytes(whole[:-10_000])
+    (unit,) = list_units(str(tmp_path / "b"))
+    assert (unit.name, unit.files) == ("0", ("0.tar",))
+    found = list(pictures(unit))
+    assert isinstance(found[-1], Failure) and found[-1].stage == "read"

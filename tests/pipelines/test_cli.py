@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from devil.errors import DataError, LayerError
+from devil.errors import ConfigError, DataError, LayerError
 from pipelines import audit, extract, quickstart, train
 from pipelines.cli import devil_error, run_script
+from pipelines.pool import PoolConfig, over_pool
 
 SCRIPTS = {
     "extract": (extract.ExtractOptions, extract.extract, "--extraction.feature-dropout"),
@@ -74,3 +75,30 @@ def test_our_error_is_found_inside_the_frameworks_wrappers() -> None:
         assert devil_error(wrapped) is ours
     assert devil_error(RuntimeError("another")) is None
     assert str(pickle.loads(pickle.dumps(DataError("kept")))) == "kept"
+
+
+def test_our_error_is_found_inside_the_wrapper_of_a_ray_task() -> None:
+    from ray.exceptions import RayTaskError
+
+    wrapped = RayTaskError("f", "Traceback of the task", ConfigError("smoothing is 2"))
+    for error in (wrapped, wrapped.as_instanceof_cause()):
+        assert str(devil_error(error)) == "smoothing is 2"
+        assert type(devil_error(error)) is ConfigError
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_workers_error_comes_through_the_pool_as_it_is(early: bool) -> None:
+    class Worker:
+        def __init__(self) -> None:
+            if early:
+                raise DataError("no such model")
+
+        def __call__(self, unit: str) -> dict[str, Any]:
+            if unit == "bad":
+                raise DataError("no such model")
+            return {"unit": unit, "rows": 1}
+
+    records = over_pool(["good", "bad"], Worker, {}, PoolConfig(workers=1, cpus_per_worker=1))
+    with pytest.raises(DataError, match=r"^no such model$") as caught:
+        list(records)
+    assert devil_error(caught.value) is caught.value

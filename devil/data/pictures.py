@@ -1,0 +1,161 @@
+"""Folders, globs or shards of pictures → units of work, and the pictures of a unit.
+
+A picture's key is its path below the folder that was asked for, or its key in the shard. Whatever
+cannot be read or decoded is a `Failure` in its place; the pictures after it still come.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import fsspec
+from PIL import Image
+
+from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, unicode_text
+from devil.errors import DataError, ImageError
+from devil.extraction import shard_name
+from devil.images import open_image
+
+WILDCARDS = "*?["
+
+
+class Unit(NamedTuple):
+    """A piece of work: one shard, or some picture files."""
+
+    name: str
+    paths: tuple[str, ...]
+    files: tuple[str, ...]
+    """The paths below the folder that was asked for."""
+
+
+class Picture(NamedTuple):
+    """One picture of a unit."""
+
+    key: str
+    source: str
+    """Path of the file or shard."""
+    image: Image.Image
+
+
+class Failure(NamedTuple):
+    """What could not be read or decoded; the key is empty where a whole shard is damaged."""
+
+    key: str
+    source: str
+    stage: str
+    error: str
+    message: str
+
+
+def list_units(
+    images: str, *, files_per_unit: int = 8, done: Mapping[str, Sequence[str]] | None = None
+) -> list[Unit]:
+    """Units from a folder of pictures (searched deeply), a folder or glob of shards, or one file.
+
+    Args:
+        images: a local path, or any fsspec address.
+        files_per_unit: pictures of a unit, for those that are no shard.
+        done: `files` of the units that are finished, by name. Those units stay, less the files that
+            are gone, and come first; the other files make units with names of their own.
+
+    Raises:
+        DataError: nothing matches, or two shards have the same name.
+    """
+    fs, path = fsspec.core.url_to_fs(images)
+    if images.endswith(".tar") or (fs.isdir(path) and fs.glob(path.rstrip("/") + "/*.tar")):
+        return _shard_units(list_shards(images), _root(images))
+    found = (fs.find if fs.exists(path) else fs.glob)(path, detail=True)
+    paths = {
+        name: info.get("type", "file")
+        for name, info in sorted(found.items())
+        if name.lower().rpartition(".")[2] in IMAGE_SUFFIXES
+    }
+    # Links have a type of their own, wherever they point.
+    paths = [p for p, t in paths.items() if t == "file" or (t != "directory" and not fs.isdir(p))]
+    if not paths:
+        raise DataError(
+            f"no pictures at {images}; give a folder or glob of {', '.join(IMAGE_SUFFIXES)} "
+            "files, or webdataset shards."
+        )
+    paths = [fs.unstrip_protocol(p) if "://" in images else p for p in paths]
+    return _file_units(_below(paths, _root(images)), files_per_unit, done or {})
+
+
+def _shard_units(shards: Sequence[str], root: str) -> list[Unit]:
+    names = [shard_name(shard) for shard in shards]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
+    files = _below(shards, root)
+    return [Unit(n, (p,), (f,)) for n, (f, p) in zip(names, files.items(), strict=True)]
+
+
+def _file_units(
+    paths: Mapping[str, str], size: int, done: Mapping[str, Sequence[str]]
+) -> list[Unit]:
+    units = []
+    left = dict(paths)
+    for name, files in sorted(done.items()):
+        here = tuple(file for file in files if file in left)
+        if here:
+            units.append(Unit(name, tuple(left.pop(file) for file in here), here))
+    files, number = list(left), 0
+    for start in range(0, len(files), size):
+        while f"{number:05d}" in done:
+            number += 1
+        chunk = tuple(files[start : start + size])
+        units.append(Unit(f"{number:05d}", tuple(left[file] for file in chunk), chunk))
+        number += 1
+    return units
+
+
+def _root(images: str) -> str:
+    """The folder that keys are below: the one given, or the last one before a wildcard."""
+    fs, path = fsspec.core.url_to_fs(images)
+    fixed = min((path.index(mark) for mark in WILDCARDS if mark in path), default=None)
+    if not fs.isdir(path):
+        path = path[:fixed].rpartition("/")[0]
+    return fs.unstrip_protocol(path) if "://" in images else path
+
+
+def _below(paths: Sequence[str], root: str) -> dict[str, str]:
+    """Paths by what follows the root in them."""
+    root = root.rstrip("/") + "/"
+    return {unicode_text(path.removeprefix(root)): path for path in paths}
+
+
+def pictures(unit: Unit) -> Iterator[Picture | Failure]:
+    """A unit's pictures, decoded, in order; what cannot be read or decoded says why."""
+    for path, file in zip(unit.paths, unit.files, strict=True):
+        if path.endswith(".tar"):
+            yield from _of_shard(path)
+        else:
+            yield _of_file(path, file)
+
+
+def _of_shard(path: str) -> Iterator[Picture | Failure]:
+    try:
+        for sample in read_shard(path):
+            yield _decoded(sample.key, path, sample.image or b"")
+    except (DataError, OSError) as error:
+        yield _failure("", path, "read", error)
+
+
+def _of_file(path: str, key: str) -> Picture | Failure:
+    try:
+        fs, name = fsspec.core.url_to_fs(path)
+        content = fs.cat_file(name)
+    except Exception as error:  # each file system raises kinds of its own
+        return _failure(key, path, "read", error)
+    return _decoded(key, path, content)
+
+
+def _decoded(key: str, source: str, content: bytes) -> Picture | Failure:
+    try:
+        return Picture(key, unicode_text(source), open_image(content))
+    except ImageError as error:
+        return _failure(key, source, "decode", error)
+
+
+def _failure(key: str, source: str, stage: str, error: Exception) -> Failure:
+    name, message = type(error).__name__, unicode_text(str(error))
+    return Failure(key, unicode_text(source), stage, name, message)
