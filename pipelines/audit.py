@@ -109,9 +109,11 @@ def audit(options: AuditOptions) -> Path:
     ]
     for note in notes:
         logger.info(note)
-    return write_report(
+    report = write_report(
         output, title=options.title, explanations=list(audited(options)), notes=notes
     )
+    logger.info("report: %s", report)
+    return report
 
 
 def audited(options: AuditOptions) -> Iterator[Explanation]:

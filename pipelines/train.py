@@ -106,6 +106,7 @@ def train(options: TrainOptions) -> DeViL:
             )  # nothing to go on with: other options may try
         raise devil_error(error) or error from None
     (output / "training" / "finished").touch()
+    logger.info("model: %s", output / "model")
     return DeViL.from_pretrained(output / "model", load_backbone=False)
 
 
