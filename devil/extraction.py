@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import fsspec
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from devil.backbones import Backbone
-from devil.data.webdataset import Sample, read_shard
+from devil.data.webdataset import Sample, read_shard, shard_name
 from devil.errors import CaptionError, DataError, FeatureStoreError, ImageError
 from devil.features import FeatureStore, PartMetadata, PartWriter
 from devil.images import open_image
@@ -42,11 +41,6 @@ class _Prepared(NamedTuple):
     sample: Sample
     tensor: Tensor
     size: tuple[int, int]
-
-
-def shard_name(shard: str) -> str:
-    """The name under which a shard's part is kept: its file name without `.tar`."""
-    return PurePosixPath(shard).name.removesuffix(".tar")
 
 
 class ShardIdentity(NamedTuple):

@@ -19,9 +19,8 @@ from tqdm import tqdm
 
 from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig
-from devil.data.webdataset import list_shards
-from devil.errors import DataError
-from devil.extraction import Extractor, ShardRecord, shard_name
+from devil.data.webdataset import list_shards, shard_names
+from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore, Manifest
 from pipelines.cli import absolute, run_script
 from pipelines.pool import PoolConfig, over_pool
@@ -67,10 +66,7 @@ def extract(options: ExtractOptions) -> Manifest:
         FeatureStoreError: the store belongs to another configuration.
     """
     shards = list_shards(options.shards)
-    names = [shard_name(shard) for shard in shards]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
+    shard_names(shards)  # refuses two of one name
     backbone = load_backbone(options.backbone)
     weights = options.backbone.weights
     if weights not in ("pretrained", "random"):  # workers have working folders of their own

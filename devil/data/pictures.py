@@ -10,9 +10,14 @@ from typing import NamedTuple
 import fsspec
 from PIL import Image
 
-from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, unicode_text
+from devil.data.webdataset import (
+    IMAGE_SUFFIXES,
+    list_shards,
+    read_shard,
+    shard_names,
+    unicode_text,
+)
 from devil.errors import DataError, ImageError
-from devil.extraction import shard_name
 from devil.images import open_image
 
 WILDCARDS = "*?["
@@ -81,11 +86,8 @@ def list_units(
 
 
 def _shard_units(shards: Sequence[str], root: str) -> list[Unit]:
-    names = [shard_name(shard) for shard in shards]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
     files = _below(shards, root)
+    names = shard_names(shards)
     return [Unit(n, (p,), (f,)) for n, (f, p) in zip(names, files.items(), strict=True)]
 
 

@@ -6,8 +6,10 @@ most readers, and a shard's `_stats.json` says how many samples it should have h
 
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import IO, Any
 
 import fsspec
@@ -49,6 +51,24 @@ def list_shards(pattern: str) -> list[str]:
     if not found:
         raise DataError(f"no shards at {pattern}; give a .tar file, a folder of them, or a glob.")
     return sorted(fs.unstrip_protocol(p) if "://" in pattern else p for p in found)
+
+
+def shard_name(shard: str) -> str:
+    """The name under which a shard's part is kept: its file name without `.tar`."""
+    return PurePosixPath(shard).name.removesuffix(".tar")
+
+
+def shard_names(shards: Sequence[str]) -> list[str]:
+    """Names of shards that go into one folder, in their order.
+
+    Raises:
+        DataError: two have the same.
+    """
+    names = [shard_name(shard) for shard in shards]
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
+    return names
 
 
 def read_shard(path: str) -> Iterator[Sample]:
