@@ -1,10 +1,14 @@
-"""Pools: what can never run here is refused, not waited for."""
+"""Pools: what can never run here is refused, not waited for; workers keep freed memory."""
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
 
 from devil.errors import ConfigError
-from pipelines.pool import PoolConfig, check_room, over_pool, start_ray
+from pipelines.pool import KEEP_MEMORY, PoolConfig, check_room, over_pool, start_ray
 
 
 def test_more_than_this_machine_has_is_refused() -> None:
@@ -21,3 +25,12 @@ def test_a_cluster_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     start_ray()
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     check_room(1000, 8, 8)
+
+
+def _environment() -> Callable[[str], dict[str, Any]]:
+    return lambda name: {"value": os.environ.get(name, "")}
+
+
+def test_workers_keep_freed_memory() -> None:
+    found = over_pool(list(KEEP_MEMORY), _environment, {}, PoolConfig(workers=1, cpus_per_worker=1))
+    assert sorted(record["value"] for record in found) == sorted(KEEP_MEMORY.values())
