@@ -30,10 +30,12 @@ from benchmarks.real_photos import (
 from benchmarks.results import ResultsOptions, results
 from benchmarks.translators import ablation_options, random_features
 from devil.errors import ConfigError
+from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.perturbation_study import StudyConfig
 from devil.files import write_json
 from devil.model import DeViL
 from devil.report.page import write_report
+from devil.types import ALL_LAYERS
 from pipelines.audit import audit, audited
 from pipelines.cli import run_script
 from pipelines.extract import extract
@@ -180,29 +182,40 @@ def _crops(data: Path, output: Path) -> dict[str, Any]:
 
 
 def _localisation(data: Path, output: Path) -> dict[str, Any]:
-    """All layers with the best wording, and what each part of the wording is worth at one layer."""
-    options = LocalisationOptions(
+    """The setting is chosen on one half of the photos; the figures are those of the other."""
+    wanted = LocalisationOptions(
         model=str(output / "model"),
         instances=str(data / "coco128" / "instances.json"),
         photos=str(data / "coco128" / "photos"),
-        output=str(output / "localisation"),
+        output=str(output / "localisation_choosing"),
         train=str(output / "features" / "train"),
-        prompts=("a",),
-        synonyms=(True,),
-        limit=64,
-        pool=POOL,
-    )
-    found = localisation(options)
-    wordings = replace(
-        options,
-        output=str(output / "localisation_wordings"),
-        layers=("blocks.8",),
-        prompts=("", "a", "a photo of a"),
+        layers=("blocks.8", "all", "blocks.5+blocks.8+blocks.11"),
+        prompts=("", "a"),
         synonyms=(False, True),
         neighbours=(0.0, 1.0),
-        grad_cam_layers=(),
+        half="choosing",
+        pool=POOL,
     )
-    return {**found, "wordings": localisation(wordings)}
+    choosing = localisation(wanted)
+    best = best_setting(choosing, wanted)
+    layers = ("+".join(best.layers), "blocks.2", "blocks.5", "blocks.8", "blocks.11", ALL_LAYERS)
+    reported = replace(
+        wanted,
+        output=str(output / "localisation"),
+        layers=tuple(dict.fromkeys(layers)),
+        prompts=(best.prompt,),
+        synonyms=(best.synonyms,),
+        neighbours=(best.neighbours,),
+        half="reporting",
+    )
+    return {**localisation(reported), "chosen": best.name, "choosing": choosing}
+
+
+def best_setting(found: Mapping[str, Any], options: LocalisationOptions) -> MapSetting:
+    """The setting with the highest precision on categories that were learned."""
+    scores = found["scores"]["learned_categories"]
+    settings = options.settings(())
+    return max(settings, key=lambda setting: scores[setting.name]["precision"]["mean"])
 
 
 def _neurons(data: Path, output: Path) -> dict[str, Any]:

@@ -15,9 +15,11 @@ from typing import Any
 import jinja2
 
 from benchmarks import published
+from devil.evaluation.stored import SHUFFLED
 from devil.files import write_atomically
 from devil.report.chart import Panel, write_chart
 from devil.report.table import Cell, ReportTable
+from devil.types import ALL_LAYERS
 from pipelines.cli import run_script
 from pipelines.protocols.ablation import DEVIL, ablation_table
 from pipelines.protocols.captioning import captioning_table, language_table
@@ -69,7 +71,6 @@ def results(options: ResultsOptions) -> None:
         },
         kept=kept,
         missing=[name for name in PROTOCOLS if name not in records],
-        collapse=collapse(records["ablation"]) if "ablation" in records else None,
     )
     write_atomically(report, text.encode())
     logger.info("%s", report)
@@ -152,11 +153,12 @@ def ablation_ratios(record: Record) -> ReportTable:
     """CIDEr relative to both dropouts, ours and the paper's."""
     variants = record["variants"]
     best_every, best_last = published.ABLATION[DEVIL]
+    layers = (ALL_LAYERS, list(variants[DEVIL]["cider"])[-1])
     rows: list[tuple[Cell, ...]] = []
     for name, (every, last) in published.ABLATION.items():
         if name not in variants:
             continue
-        ours = [variants[name][key]["mean"] / variants[DEVIL][key]["mean"] for key in CIDER]
+        ours = [_cider(record, name, layer) / _cider(record, DEVIL, layer) for layer in layers]
         theirs = [every / best_every, last and last / best_last]
         rows.append((name.replace("_", " "), ours[0], theirs[0], ours[1], theirs[1]))
     return ReportTable(
@@ -165,6 +167,25 @@ def ablation_ratios(record: Record) -> ReportTable:
         columns=("translator", "all: ours", "all: paper", "last: ours", "last: paper"),
         rows=tuple(rows),
     )
+
+
+def without_dropout(record: Record) -> ReportTable:
+    """What a layer alone keeps without token dropout: of CIDEr, and of its gap to the control."""
+    control = record["controls"][SHUFFLED]["cider"]
+    rows: list[tuple[Cell, ...]] = []
+    for layer in record["variants"][DEVIL]["cider"]:
+        without, both = (_cider(record, name, layer) for name in ("no_dropout", DEVIL))
+        rows.append((layer, both, without, without / both, (without - control) / (both - control)))
+    return ReportTable(
+        title="Without dropout",
+        caption="CIDEr",
+        columns=("layer", "both dropouts", "none", "keeps", "keeps of the gap to shuffled"),
+        rows=tuple(rows),
+    )
+
+
+def _cider(record: Record, variant: str, layer: str) -> float:
+    return record["variants"][variant]["cider"][layer]["mean"]
 
 
 def published_perturbation(record: Record) -> ReportTable:
@@ -193,21 +214,17 @@ def published_neurons(record: Record) -> ReportTable:
     )
 
 
-def collapse(record: Record) -> float:
-    """CIDEr of the last layer alone without token dropout, relative to both dropouts."""
-    without, both = (record["variants"][name]["cider_last"] for name in ("no_dropout", DEVIL))
-    return without["mean"] / both["mean"]
-
-
-CIDER = ("cider_all", "cider_last")
-
 TABLES: Mapping[str, Mapping[str, Callable[[Record], ReportTable]]] = {
     "captioning": {
         "scores": captioning_table,
         "language": language_table,
         "published": published_language,
     },
-    "ablation": {"scores": ablation_table, "ratios": ablation_ratios},
+    "ablation": {
+        "scores": ablation_table,
+        "ratios": ablation_ratios,
+        "without_dropout": without_dropout,
+    },
     "perturbation": {"published": published_perturbation},
     "neurons": {"published": published_neurons},
 }

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig
 from devil.data.webdataset import list_shards, shard_names
-from devil.extraction import Extractor, ShardRecord
+from devil.extraction import Extractor, ShardRecord, finished
 from devil.features import FeatureStore, Manifest
 from pipelines.cli import absolute, run_script
 from pipelines.pool import PoolConfig, over_pool
@@ -89,10 +89,19 @@ def extract(options: ExtractOptions) -> Manifest:
 def _run(
     shards: list[str], store: FeatureStore, config: BackboneConfig, pool: PoolConfig
 ) -> list[ShardRecord]:
+    """Records of all shards; workers are started for those alone that are not done."""
+    done = {shard: part for shard in shards if (part := finished(store, shard)) is not None}
+    records = [
+        ShardRecord(shard, part.rows, part.errors, part.seconds, skipped=True)
+        for shard, part in done.items()
+    ]
+    left = [shard for shard in shards if shard not in done]
     arguments = {"store": store.root, "backbone": config, "threads": pool.cpus_per_worker}
-    started, rows, records = time.perf_counter(), 0, []
-    with tqdm(total=len(shards), unit="shard", desc="extract", mininterval=1) as bar:
-        for row in over_pool(shards, ExtractionWorker, arguments, pool):
+    started, rows = time.perf_counter(), 0
+    found = over_pool(left, ExtractionWorker, arguments, pool) if left else ()
+    progress = {"total": len(shards), "initial": len(done), "unit": "shard", "desc": "extract"}
+    with tqdm(**progress, mininterval=1) as bar:
+        for row in found:
             record = ShardRecord(**row)
             records.append(record)
             rows += 0 if record.skipped else record.rows

@@ -44,8 +44,6 @@ DEVIL, RANDOM = "token_and_feature_dropout", "random_backbone"
 CLIPCAP_TOKENS = 10
 """Tokens into which ClipCap expands the vector (arXiv 2111.09734 §4)."""
 METRICS = QUICK
-LAST = "last"
-"""The last layer alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +151,9 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
         "translator": to_dict(options.translator),
         "training": to_dict(options.training),
         "captions_seen": _captions_seen(options.training),
-        "variants": {name: {"runs": found, **summarise(found)} for name, found in records.items()},
+        "variants": {
+            name: {"runs": found, "cider": summarise(found)} for name, found in records.items()
+        },
         "controls": _controls(options, planned[0][2]),
         "versions": package_versions(),
     }
@@ -173,20 +173,18 @@ def _held_out(options: AblationOptions, name: str) -> FeatureStore:
 
 
 def _measure(options: AblationOptions, name: str, model: DeViL) -> dict[str, Any]:
-    """Scores of all layers, and of the last one alone."""
+    """Scores of all layers at once, and of each alone."""
     if torch.cuda.is_available():
         model = model.to("cuda")
-    asked = (ALL_LAYERS, model.layers[-1])
     found = evaluate_stored(
         model,
         stored_rows(model, _held_out(options, name)),
-        layers=asked,
         controls=(),
         decoding=options.decoding,
         metrics=METRICS,
     )
-    named = zip((ALL_LAYERS, LAST), (found.layers[layer] for layer in asked), strict=True)
-    return {label: scores.record() for label, scores in named} | {
+    return {
+        "scores": {layer: scores.record() for layer, scores in found.layers.items()},
         "minutes": model.summary["minutes"],
         "parameters": model.translator.parameter_count(),
     }
@@ -208,9 +206,10 @@ def _controls(options: AblationOptions, training: TrainOptions) -> dict[str, Any
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of CIDEr over the seeds, all layers and the last alone."""
+    """Mean and standard deviation of CIDEr over the seeds, of all layers and of each alone."""
     return {
-        f"cider_{label}": _spread([r[label]["cider"] for r in runs]) for label in (ALL_LAYERS, LAST)
+        layer: _spread([run["scores"][layer]["cider"] for run in runs])
+        for layer in runs[0]["scores"]
     }
 
 
@@ -220,42 +219,38 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def ablation_table(results: Mapping[str, Any]) -> ReportTable:
-    """A row for each variant and control."""
-
-    def row(name: str, found: Mapping[str, Any]) -> tuple[Cell, ...]:
-        every, last = found[f"cider_{ALL_LAYERS}"], found[f"cider_{LAST}"]
-        first = found["runs"][0]
-        return (
-            name.replace("_", " "),
-            every["mean"],
-            every.get("deviation"),
-            last["mean"],
-            last.get("deviation"),
-            first[ALL_LAYERS]["bleu_4"],
-            len(found["runs"]),
-        )
-
-    first = next(iter(results["variants"].values()))["runs"][0][ALL_LAYERS]
+    """A row for each variant and control: CIDEr of all layers at once, and of each alone."""
+    variants = results["variants"]
+    layers = list(dict.fromkeys(layer for found in variants.values() for layer in found["cider"]))
+    first = next(iter(variants.values()))["runs"][0]["scores"][ALL_LAYERS]
+    blank = (None,) * len(layers)  # but the first, and the seeds
     return ReportTable(
         title="Ablation",
         caption=(
-            f"CIDEr on {first['rows']} pictures (keys {first['keys_hash']}), mean and deviation "
-            f"over seeds; {results['captions_seen']:,} captions each"
+            f"CIDEr on {first['rows']} pictures (keys {first['keys_hash']}), all layers at once "
+            "and each alone, mean and deviation over seeds; "
+            f"{results['captions_seen']:,} captions each"
         ),
-        columns=("translator", "all layers", "±", "last layer alone", "±", "BLEU-4, all", "seeds"),
+        columns=("translator", *layers, "seeds"),
         rows=(
-            *(row(name, found) for name, found in results["variants"].items()),
             *(
                 (
-                    f"control: {n.replace('_', ' ')}",
-                    s["cider"],
-                    None,
-                    None,
-                    None,
-                    s["bleu_4"],
-                    None,
+                    name.replace("_", " "),
+                    *(_spread_text(found["cider"].get(layer)) for layer in layers),
+                    len(found["runs"]),
                 )
-                for n, s in results["controls"].items()
+                for name, found in variants.items()
+            ),
+            *(
+                (f"control: {name.replace('_', ' ')}", f"{s['cider']:.3f}", *blank)
+                for name, s in results["controls"].items()
             ),
         ),
     )
+
+
+def _spread_text(spread: Mapping[str, float] | None) -> Cell:
+    if spread is None:
+        return None
+    deviation = f" ± {spread['deviation']:.3f}" if "deviation" in spread else ""
+    return f"{spread['mean']:.3f}{deviation}"

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ TITLES = {
     "learned_imagenet_categories": "Maps for categories of both kinds",
 }
 """Of the tables."""
+HALVES = {"both": slice(None), "choosing": slice(0, None, 2), "reporting": slice(1, None, 2)}
+"""Of the photos, by their keys in order."""
 MIXTURE = "mixture"
 """Asks for the mean of all layers' standardised maps."""
 
@@ -91,6 +93,8 @@ class LocalisationOptions:
     train: str | None = None
     """Feature store that the model was trained on: adds a table of the categories that its captions
     name, for a word that they never use cannot have been learned."""
+    half: Literal["both", "choosing", "reporting"] = "both"
+    """Half of the photos: settings chosen on one are reported on the other without flattery."""
     limit: int | None = None
     """Photos, drawn at random; default: all."""
     photos_per_unit: int = 8
@@ -226,9 +230,11 @@ def named_often(categories: Sequence[str], store: str, *, least: int = LEARNED) 
 
 def _units(keys: list[str], options: LocalisationOptions) -> list[list[str]]:
     """Parts of the photos of nearly equal size, in random order."""
+    keys = sorted(keys)[HALVES[options.half]]
     if len(keys) < 2:
+        half = "" if options.half == "both" else f" in the {options.half} half"
         raise DataError(
-            f"{options.instances} has {len(keys)} photo with objects; the control takes the "
+            f"{options.instances} has {len(keys)} photo with objects{half}; the control takes the "
             "features of another one, so give two or more."
         )
     random.Random(options.seed).shuffle(keys)

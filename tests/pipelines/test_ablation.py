@@ -72,7 +72,7 @@ def test_trains_and_scores(options: AblationOptions, capsys: pytest.CaptureFixtu
     results = ablation(small)
     assert json.loads((Path(options.output) / "ablation.json").read_text()) == results
     run = results["variants"]["clipcap"]["runs"][0]
-    assert run["all"] == run["last"]  # it was given one layer
+    assert run["scores"]["all"] == run["scores"]["layer4"]  # it was given one layer
     assert results["captions_seen"] == 8
     assert list(results["controls"]) == list(CONTROLS)
     printed = capsys.readouterr().out
@@ -81,8 +81,11 @@ def test_trains_and_scores(options: AblationOptions, capsys: pytest.CaptureFixtu
 
 
 def test_means_and_deviations() -> None:
-    runs = [{"all": {"cider": a}, "last": {"cider": b}} for a, b in ((1.0, 5.0), (3.0, 5.0))]
+    runs = [
+        {"scores": {"all": {"cider": a}, "layer4": {"cider": b}}}
+        for a, b in ((1.0, 5.0), (3.0, 5.0))
+    ]
     found = summarise(runs)
-    assert found["cider_all"] == {"mean": 2.0, "deviation": pytest.approx(2**0.5)}
-    assert found["cider_last"] == {"mean": 5.0, "deviation": 0.0}
-    assert summarise(runs[:1])["cider_all"] == {"mean": 1.0}
+    assert found["all"] == {"mean": 2.0, "deviation": pytest.approx(2**0.5)}
+    assert found["layer4"] == {"mean": 5.0, "deviation": 0.0}
+    assert summarise(runs[:1])["all"] == {"mean": 1.0}

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from tiny import CAPTIONS, picture, tiny_model, tiny_store
 
-from devil.errors import ConfigError, LayerError
+from devil.errors import ConfigError, DataError, LayerError
 from pipelines.pool import PoolConfig
-from pipelines.protocols.localisation import LocalisationOptions, localisation, named_often
+from pipelines.protocols.localisation import (
+    LocalisationOptions,
+    _units,
+    localisation,
+    named_often,
+)
 
 BOX = [[10, 10, 50, 10, 50, 40, 10, 40]]
 
@@ -27,6 +32,19 @@ def write_data(folder: Path) -> None:
     categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "instances.json").write_text(json.dumps(document))
+
+
+def test_halves_share_no_photo() -> None:
+    options = LocalisationOptions(model="", instances="many.json", photos="", output="", limit=9)
+    keys = [f"{number:02}" for number in range(20)]
+    chosen = {}
+    for half in ("choosing", "reporting"):
+        (chosen[half],) = _units(keys, replace(options, half=half, limit=None))
+        assert _units(keys[::-1], replace(options, half=half, limit=None)) == [chosen[half]]
+    assert sorted(chosen["choosing"] + chosen["reporting"]) == keys
+    assert list(map(len, _units(keys, options))) == [9]
+    with pytest.raises(DataError, match=r"many\.json has 1 photo .* in the reporting half"):
+        _units(keys[:3], replace(options, half="reporting"))
 
 
 def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
