@@ -263,7 +263,7 @@ def _results(units: list[list[str]], options: LocalisationOptions) -> list[MapRe
 def record(score: LocalisationScore, shuffled: LocalisationScore | None = None) -> dict[str, Any]:
     """A score as JSON, with its gaps to the same maps from another photo's features."""
     values = {
-        name: value._asdict() if isinstance(value, tuple) else value
+        name: value._asdict() if isinstance(value, Interval) else value
         for name, value in vars(score).items()
     }
     if shuffled is not None:
@@ -302,9 +302,9 @@ def _row(
     return (
         method,
         Interval(**score["pointing"]).text,
-        shuffled and shuffled["pointing"]["mean"],
+        shuffled["pointing"]["mean"] if shuffled else None,
         Interval(**score["precision"]).text,
-        shuffled and shuffled["precision"]["mean"],
+        shuffled["precision"]["mean"] if shuffled else None,
         Interval(**score["overlap"]).text,
         score["best_overlap"],
         score["category_pointing"],
