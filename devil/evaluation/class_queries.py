@@ -10,6 +10,7 @@ they rank locations alike, so everything that looks at the order of locations al
 deletion, pointing) is the same for the three by construction. Only `contrast` ranks anew.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -28,13 +29,15 @@ from devil.types import ALL_LAYERS
 Wording = Literal["name", "head", "caption"]
 WORDINGS: tuple[str, ...] = get_args(Wording)
 
+FORM = "LAYERS/WORDING/CALIBRATION[/smoothing=3][/neighbours=1][/PROMPT]"
+NUMBER = {"smoothing": re.compile(r"\d+"), "neighbours": re.compile(r"\d+(\.\d+)?")}
 RIVALS = 9
 """Next most probable classes whose words `contrast` sets against the predicted one's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassQuery:
-    """Which map stands for DeViL: `LAYERS/WORDING/CALIBRATION[/smoothing=3][/PROMPT]`."""
+    """Which map stands for DeViL, in one line as `FORM` says."""
 
     wording: Wording
     """What is asked for: the class's `name`, its `head` word, or the model's own `caption`."""
@@ -62,6 +65,7 @@ class ClassQuery:
         setting = self.setting
         parts = ["+".join(setting.layers), self.wording, self.calibration]
         parts += [f"smoothing={setting.smoothing}"] if setting.smoothing != 1 else []
+        parts += [f"neighbours={setting.neighbours:g}"] if setting.neighbours else []
         return "/".join([*parts, setting.prompt] if setting.prompt else parts)
 
     @classmethod
@@ -74,8 +78,7 @@ class ClassQuery:
         parts = text.split("/")
         if len(parts) < 3:
             raise ConfigError(
-                f"setting {text!r} has {len(parts)} parts; write "
-                "LAYERS/WORDING/CALIBRATION[/smoothing=3][/PROMPT], as in all/name/contrast."
+                f"setting {text!r} has {len(parts)} parts; write {FORM}, as in all/name/contrast."
             )
         layers, wording, calibration, *rest = parts
         for name, value, allowed in (
@@ -86,19 +89,21 @@ class ClassQuery:
                 raise ConfigError(
                     f"setting {text!r}: {name} is {value!r}; allowed: {', '.join(allowed)}."
                 )
-        smoothing = 1
-        if rest and rest[0].startswith("smoothing="):
-            number = rest.pop(0).removeprefix("smoothing=")
-            if not number.isdecimal():
-                raise ConfigError(f"setting {text!r}: smoothing is {number!r}; give a number.")
-            smoothing = int(number)
+        numbers = {"smoothing": 1.0, "neighbours": 0.0}
+        for name in numbers:
+            if rest and rest[0].startswith(f"{name}="):
+                number = rest.pop(0).removeprefix(f"{name}=")
+                if not NUMBER[name].fullmatch(number):
+                    raise ConfigError(f"setting {text!r}: {name} is {number!r}; give a number.")
+                numbers[name] = float(number)
         return cls(
             wording=wording,  # type: ignore[arg-type]
             calibration=calibration,  # type: ignore[arg-type]
             setting=MapSetting(
                 layers=tuple(layers.split("+")),
                 prompt="/".join(rest),
-                smoothing=smoothing,
+                smoothing=int(numbers["smoothing"]),
+                neighbours=numbers["neighbours"],
                 contrast="names" if calibration == "contrast" else "none",
             ),
         )

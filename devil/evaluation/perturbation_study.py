@@ -49,9 +49,9 @@ class StudyConfig:
     """What is compared, and how finely."""
 
     settings: tuple[str, ...] = ("all/name/none", "all/name/contrast")
-    """DeViL's maps, each as `LAYERS/WORDING/CALIBRATION[/smoothing=3][/PROMPT]`; LAYERS is `all`, a
-    layer, or several joined by `+`; WORDING is name, head or caption. The first is the one that
-    rivals and controls are compared with."""
+    """DeViL's maps, each as `LAYERS/WORDING/CALIBRATION[/smoothing=3][/neighbours=1][/PROMPT]`;
+    LAYERS is `all`, a layer, or several joined by `+`; WORDING is name, head or caption. The first
+    is the one that rivals and controls are compared with."""
     grad_cam_layers: tuple[str, ...] = ()
     """Layers of Grad-CAM; empty: the model's last."""
     curves: tuple[str, ...] = tuple("/".join(curve) for curve in CURVES)

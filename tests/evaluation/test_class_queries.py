@@ -143,6 +143,8 @@ def test_settings_are_read_and_written_alike() -> None:
         "layer4/caption/pmi/smoothing=3",
         "all/name/mean/a photo of a",
         "all/name/mean/smoothing=5/in/out",
+        "all/name/none/neighbours=0.5",
+        "all/head/none/smoothing=3/neighbours=2/a photo of a",
     ):
         assert ClassQuery.parse(text).label == text
     setting = MapSetting(layers=("a", "b"), prompt="of a", smoothing=3)
@@ -158,6 +160,7 @@ def test_settings_are_read_and_written_alike() -> None:
         "all/name/log": "calibration is 'log'; allowed: none",
         "all/caption/contrast": "asks for none",
         "all/name/none/smoothing=x": "smoothing is 'x'",
+        "all/name/none/neighbours=-1": "neighbours is '-1'",
     }.items():
         with pytest.raises(ConfigError, match=message):
             ClassQuery.parse(text)
