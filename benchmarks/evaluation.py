@@ -157,11 +157,16 @@ def _perturbation(data: Path, output: Path) -> dict[str, Any]:
             images=str(data / "imagenet"),
             output=str(output / "perturbation"),
             study=StudyConfig(
-                settings=("blocks.8/name/none/a", "blocks.8/name/contrast/a", "all/name/none/a"),
+                settings=(
+                    "blocks.5+blocks.8+blocks.11/name/none/neighbours=1/a photo of a",
+                    "blocks.5+blocks.8+blocks.11/head/none/neighbours=1/a photo of a",
+                    "blocks.5+blocks.8+blocks.11/name/contrast/neighbours=1/a photo of a",
+                    "blocks.5+blocks.8+blocks.11/caption/none/neighbours=1",
+                ),
                 grad_cam_layers=("blocks.8", "blocks.11"),
                 rise_masks=200,
             ),
-            limit=20,
+            limit=24,
             pool=POOL,
         )
     )
@@ -190,7 +195,7 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         output=str(output / "localisation_choosing"),
         train=str(output / "features" / "train"),
         layers=("blocks.8", "all", "blocks.5+blocks.8+blocks.11"),
-        prompts=("", "a"),
+        prompts=("", "a", "a photo of a"),
         synonyms=(False, True),
         neighbours=(0.0, 1.0),
         half="choosing",
@@ -225,7 +230,7 @@ def _neurons(data: Path, output: Path) -> dict[str, Any]:
     }
 
 
-POOL = PoolConfig(workers=1, cpus_per_worker=1)
+POOL = PoolConfig(workers=2, cpus_per_worker=1)
 
 PROTOCOLS: Mapping[str, Callable[[Path, Path], dict[str, Any]]] = {
     "captioning": _captioning,
