@@ -77,16 +77,16 @@ class LocalisationOptions:
     layers: tuple[str, ...] = ()
     """Layers, a+b for the mean of their maps, `all` (all at once) and `mixture` (the mean of all
     layers' maps); default: each layer, all, and mixture."""
-    prompts: tuple[str, ...] = ("",)
-    """Texts that names are conditioned on."""
+    prompts: tuple[str, ...] = ("a photo of a",)
+    """Texts that names are conditioned on; this one was the best on half of COCO's photos."""
     smoothing: tuple[int, ...] = (1,)
     """Odd kernels of the average pooling before a location is read; 1 is none."""
     contrast: tuple[str, ...] = ("none",)
     """none, names (against the other categories' names), pmi (the same, calibrated first)."""
-    synonyms: tuple[bool, ...] = (False,)
+    synonyms: tuple[bool, ...] = (True,)
     """Whether other words for a category ("man", "girl" for "person") are asked for, too."""
-    neighbours: tuple[float, ...] = (0.0,)
-    """Weights of a location's neighbours in the map."""
+    neighbours: tuple[float, ...] = (1.0,)
+    """Weights of a location's neighbours in the map; 0 is none."""
     grad_cam_layers: tuple[str, ...] | None = None
     """Modules at which Grad-CAM is taken; default: the entrance norm of the last layer's block for
     a ViT, else the last layer."""
