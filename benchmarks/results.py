@@ -15,6 +15,8 @@ from typing import Any
 import jinja2
 
 from benchmarks import published
+from devil.evaluation.bootstrap import Interval
+from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM
 from devil.evaluation.stored import SHUFFLED
 from devil.files import write_atomically
 from devil.report.chart import Panel, write_chart
@@ -23,6 +25,7 @@ from devil.types import ALL_LAYERS
 from pipelines.cli import run_script
 from pipelines.protocols.ablation import DEVIL, ablation_table
 from pipelines.protocols.captioning import captioning_table, language_table
+from pipelines.protocols.localisation import LocalisationOptions
 from pipelines.protocols.perturbation import figure as perturbation_figure
 
 logger = logging.getLogger("results")
@@ -188,6 +191,41 @@ def _cider(record: Record, variant: str, layer: str) -> float:
     return record["variants"][variant]["cider"][layer]["mean"]
 
 
+def around_the_best(record: Record) -> ReportTable:
+    """The chosen setting of maps, and those that differ from it in one thing."""
+    choosing = record["choosing"]
+    scores = choosing["scores"]["learned_categories"]
+    asked = choosing["options"]
+    varied: dict[str, Any] = {
+        k: tuple(asked[k]) for k in ("layers", "prompts", "synonyms", "neighbours")
+    }
+    options = LocalisationOptions(model="", instances="", photos="", output="", **varied)
+    settings = {setting.name: vars(setting) for setting in options.settings(())}
+    best = settings[record["chosen"]]
+    near = [
+        name
+        for name, values in settings.items()
+        if sum(values[key] != best[key] for key in best) <= 1
+    ]
+    near.sort(key=lambda name: -scores[name]["precision"]["mean"])
+    blind = [name for name in scores if name.startswith(GRAD_CAM) or name in (RANDOM, CENTRE)]
+    first = scores[record["chosen"]]
+    return ReportTable(
+        title="Settings",
+        caption=f"{first['photos']} photos, {first['maps']} maps",
+        columns=("setting", "pointing", "precision", "maps"),
+        rows=tuple(
+            (
+                name,
+                Interval(**scores[name]["pointing"]).text,
+                Interval(**scores[name]["precision"]).text,
+                scores[name]["maps"],
+            )
+            for name in (*near, *blind)
+        ),
+    )
+
+
 def published_perturbation(record: Record) -> ReportTable:
     """DeViL, Table 5."""
     rows = []
@@ -225,6 +263,7 @@ TABLES: Mapping[str, Mapping[str, Callable[[Record], ReportTable]]] = {
         "ratios": ablation_ratios,
         "without_dropout": without_dropout,
     },
+    "localisation": {"settings": around_the_best},
     "perturbation": {"published": published_perturbation},
     "neurons": {"published": published_neurons},
 }
