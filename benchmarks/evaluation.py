@@ -199,6 +199,7 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         synonyms=(False, True),
         neighbours=(0.0, 1.0),
         half="choosing",
+        limit=32,
         pool=POOL,
     )
     choosing = localisation(wanted)
@@ -212,6 +213,7 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         synonyms=(best.synonyms,),
         neighbours=(best.neighbours,),
         half="reporting",
+        limit=None,
     )
     return {**localisation(reported), "chosen": best.name, "choosing": choosing}
 
