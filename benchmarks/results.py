@@ -66,6 +66,7 @@ def results(options: ResultsOptions) -> None:
         records=records,
         machines=_machines(records),
         minutes=minutes_table(records).markdown(),
+        notes=notes(records),
         pictures=pictures.name,
         tables={
             name: {key: make(records[name]).markdown() for key, make in tables.items()}
@@ -73,6 +74,7 @@ def results(options: ResultsOptions) -> None:
             if name in records
         },
         kept=kept,
+        lean=lean(records["ablation"]) if "ablation" in records else None,
         missing=[name for name in PROTOCOLS if name not in records],
     )
     write_atomically(report, text.encode())
@@ -84,13 +86,22 @@ def kept(record: Record, number: int) -> str:
     table = record["tables"][number]
     rows = tuple(tuple(row) for row in table["rows"])
     made = ReportTable(**{**table, "columns": tuple(table["columns"]), "rows": rows})
-    return f"{made.caption}:\n\n{made.markdown()}"
+    return f"{made.caption.rstrip('.')}:\n\n{made.markdown()}"
 
 
 def _machines(records: Mapping[str, Record]) -> list[Record]:
     """Every machine once."""
     found = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in records.values()}
     return list(found.values())
+
+
+def notes(records: Mapping[str, Record]) -> dict[str, list[str]]:
+    """What somebody wrote beside figures → the protocols that it was written for."""
+    found: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if "note" in record:
+            found.setdefault(record["note"], []).append(name)
+    return found
 
 
 def minutes_table(records: Mapping[str, Record]) -> ReportTable:
@@ -185,6 +196,18 @@ def without_dropout(record: Record) -> ReportTable:
         columns=("layer", "both dropouts", "none", "keeps", "keeps of the gap to shuffled"),
         rows=tuple(rows),
     )
+
+
+def lean(record: Record) -> dict[str, float]:
+    """CIDEr of what is compared in words, relative to both dropouts; `worst`: share of a gap."""
+    kept = without_dropout(record).rows
+    variants = {"clipcap": "clipcap", "none": "no_dropout"}
+    every = _cider(record, DEVIL, ALL_LAYERS)
+    return {
+        "last": float(kept[-1][3] or 0),
+        "worst": min(float(row[4] or 0) for row in kept[1:]),
+        **{name: _cider(record, v, ALL_LAYERS) / every for name, v in variants.items()},
+    }
 
 
 def _cider(record: Record, variant: str, layer: str) -> float:

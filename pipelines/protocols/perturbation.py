@@ -256,14 +256,22 @@ def difference_table(
     )
 
 
+def short_names(methods: Sequence[str]) -> dict[str, str]:
+    """Names for a picture: DeViL's settings without the parts that all of them share."""
+    settings = {m: m.removeprefix(DEVIL).split("/") for m in methods if m.startswith(DEVIL)}
+    shared = set.intersection(*map(set, settings.values())) if len(settings) > 1 else set()
+    kept = {m: "/".join(p for p in parts if p not in shared) for m, parts in settings.items()}
+    return {m: DEVIL + kept[m] if m in kept else m for m in methods}
+
+
 def figure(found: Mapping[str, Any]) -> bytes:
     """Mean curves, a panel for each measure and baseline; a PNG's bytes."""
-    panels = []
+    panels, names = [], short_names(list(next(iter(found["methods"].values()))))
     for name, rows in found["methods"].items():
         measure, baseline = name.split("/")
         falls = measure == "deletion"
         lines = [
-            Line(name=m, values=s["curve"], number=s["area"]["mean"], control=is_control(m))
+            Line(name=names[m], values=s["curve"], number=s["area"]["mean"], control=is_control(m))
             for m, s in rows.items()
         ]
         panels.append(

@@ -14,7 +14,12 @@ from devil.evaluation.perturbation import PerturbationConfig
 from devil.evaluation.perturbation_study import PerturbationStudy, StudyConfig, StudyPicture
 from devil.model import DeViL
 from pipelines.pool import PoolConfig
-from pipelines.protocols.perturbation import PerturbationOptions, chosen_files, perturbation
+from pipelines.protocols.perturbation import (
+    PerturbationOptions,
+    chosen_files,
+    perturbation,
+    short_names,
+)
 
 STUDY = StudyConfig(
     settings=("layer4/head/contrast", "layer3/name/pmi", "layer3/name/none"),
@@ -126,3 +131,11 @@ def test_what_cannot_be_measured_is_refused(inputs: Path, tmp_path: Path) -> Non
     }.items():
         with pytest.raises(ConfigError, match=message):
             StudyConfig(**{change: ()})  # type: ignore[arg-type]
+
+
+def test_a_picture_leaves_out_what_all_settings_share() -> None:
+    methods = ["DeViL a+b/name/none/in", "DeViL a+b/head/none/in", "RISE", "DeViL, another picture"]
+    assert list(short_names(methods).values()) == [
+        *("DeViL name", "DeViL head", "RISE", "DeViL, another picture"),
+    ]
+    assert short_names(["DeViL all/name/none"]) == {"DeViL all/name/none": "DeViL all/name/none"}
