@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from benchmarks import published
+from devil.errors import DataError
 from devil.evaluation.bootstrap import Interval
 from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM
 from devil.evaluation.stored import SHUFFLED
@@ -47,7 +48,15 @@ class ResultsOptions:
 
 
 def results(options: ResultsOptions) -> None:
-    """Write the report and its pictures."""
+    """Write the report and its pictures.
+
+    Raises:
+        DataError: there is no folder of figures.
+    """
+    if not Path(options.results).is_dir():
+        raise DataError(
+            f"there is no folder {options.results}; run benchmarks/evaluation.py first."
+        )
     report = Path(options.report)
     pictures = report.parent / report.stem.lower()
     pictures.mkdir(parents=True, exist_ok=True)

@@ -90,12 +90,16 @@ class ClassQuery:
                     f"setting {text!r}: {name} is {value!r}; allowed: {', '.join(allowed)}."
                 )
         numbers = {"smoothing": 1.0, "neighbours": 0.0}
-        for name in numbers:
-            if rest and rest[0].startswith(f"{name}="):
-                number = rest.pop(0).removeprefix(f"{name}=")
-                if not NUMBER[name].fullmatch(number):
-                    raise ConfigError(f"setting {text!r}: {name} is {number!r}; give a number.")
-                numbers[name] = float(number)
+        while rest and "=" in rest[0]:
+            name, _, number = rest.pop(0).partition("=")
+            if name not in NUMBER or not NUMBER[name].fullmatch(number):
+                raise ConfigError(
+                    f"setting {text!r}: {name} is {number!r}; give a number for one of "
+                    f"{', '.join(NUMBER)}."
+                )
+            numbers[name] = float(number)
+        if any("=" in part for part in rest):
+            raise ConfigError(f"setting {text!r}: numbers stand before the prompt, as in {FORM}.")
         return cls(
             wording=wording,  # type: ignore[arg-type]
             calibration=calibration,  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 """How a map for a name is made; making it is left to `query_maps`."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,10 @@ class MapSetting:
             raise ConfigError("a map setting has no layers; name one, or all.")
         if self.contrast not in ("none", "names", "pmi"):
             raise ConfigError(f"contrast is {self.contrast!r}; allowed: none, names, pmi.")
+        if self.smoothing < 1 or self.smoothing % 2 == 0:
+            raise ConfigError(f"smoothing is {self.smoothing}; allowed: odd numbers from 1.")
+        if not 0 <= self.neighbours < math.inf:
+            raise ConfigError(f"neighbours is {self.neighbours}; give a weight of at least 0.")
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ or on the mean feature, and captions that need no model at all.
 """
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from devil.explanation import Caption
 from devil.features import FeatureStore
 from devil.model import DeViL
 from devil.types import ALL_LAYERS
+
+logger = logging.getLogger(__name__)
 
 SHUFFLED = "shuffled"
 """Every picture described by the features of another one, from all layers."""
@@ -68,6 +71,22 @@ def stored_rows(model: DeViL, store: FeatureStore) -> HeldOut:
     class_tokens = model.translator.config.class_tokens
     stored_slots(store, model.layers, class_tokens=class_tokens)
     return clean_rows(store, model.layers, class_tokens)
+
+
+def warn_of_shared_rows(held_out: FeatureStore, train: FeatureStore) -> int:
+    """Say so when pictures that are scored were trained on; returns how many there are."""
+    held_out_keys, train_keys = (
+        {key for part in s.parts() for key in s.read(part, ["key"]).column("key").to_pylist()}
+        for s in (held_out, train)
+    )
+    shared = sorted(held_out_keys & train_keys)
+    if shared:
+        logger.warning(
+            "%d of %d pictures of %s are in %s, too (%s, ...): scores on them flatter; "
+            "give a store of other pictures",
+            *(len(shared), len(held_out_keys), held_out.root, train.root, shared[0]),
+        )
+    return len(shared)
 
 
 def evaluate_stored(

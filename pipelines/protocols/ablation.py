@@ -29,8 +29,8 @@ from devil.config import (
     to_dict,
 )
 from devil.errors import ConfigError
-from devil.evaluation.captioning import QUICK, CaptionScores
-from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows
+from devil.evaluation.captioning import QUICK, CaptionScores, java_on_path
+from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
 from devil.features import FeatureStore, package_versions
 from devil.files import write_json
 from devil.model import DeViL
@@ -136,9 +136,11 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
 
     Raises:
         FeatureStoreError, LanguageModelError, ConfigError: an input cannot be used; as
-            `pipelines.train.train`.
+            `pipelines.train.train`; or the random control's features are not of random weights.
+        MissingToolError: there is no Java, which CIDEr needs.
     """
     planned = trainings(options)
+    _check(options)
     records: dict[str, list[dict[str, Any]]] = {}
     for name, seed, training in tqdm(planned, desc="ablation", unit="training"):
         model = train(training)
@@ -161,6 +163,20 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
     print("\n" + ablation_table(results).text())
     print(f"\nwritten: {options.output}/ablation.json")
     return results
+
+
+def _check(options: AblationOptions) -> None:
+    """Find before the first training what would be found after the last."""
+    with java_on_path():
+        warn_of_shared_rows(FeatureStore.open(options.held_out), FeatureStore.open(options.store))
+    if options.random:
+        for path in options.random:
+            backbone = FeatureStore.open(path).manifest.backbone
+            if backbone.weights != "random":
+                raise ConfigError(
+                    f"{path} holds features of {backbone.name} with weights {backbone.weights}; "
+                    "the control needs those of --backbone.weights random."
+                )
 
 
 def _captions_seen(training: TrainingConfig) -> int:
@@ -191,7 +207,7 @@ def _measure(options: AblationOptions, name: str, model: DeViL) -> dict[str, Any
 
 
 def _controls(options: AblationOptions, training: TrainOptions) -> dict[str, Any]:
-    """What needs no translator, and DeViL on features that say nothing of the picture."""
+    """What needs no translator, and the first one on features that say nothing of the picture."""
     model = DeViL.from_pretrained(Path(training.output) / "model", load_backbone=False)
     scores: Mapping[str, CaptionScores] = evaluate_stored(
         model,

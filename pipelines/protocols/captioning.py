@@ -19,7 +19,14 @@ import tyro
 from devil.config import DecodingConfig
 from devil.evaluation.captioning import EVERY, BertScoreConfig
 from devil.evaluation.language import language_statistics
-from devil.evaluation.stored import CONTROLS, MEAN, SHUFFLED, evaluate_stored, stored_rows
+from devil.evaluation.stored import (
+    CONTROLS,
+    MEAN,
+    SHUFFLED,
+    evaluate_stored,
+    stored_rows,
+    warn_of_shared_rows,
+)
 from devil.features import FeatureStore, package_versions
 from devil.files import write_json
 from devil.model import DeViL
@@ -72,6 +79,8 @@ def captioning(options: CaptioningOptions) -> dict[str, Any]:
     rows = stored_rows(model, FeatureStore.open(options.store))
     train = stored_rows(model, FeatureStore.open(options.train)) if options.train else None
     logger.info("%d pictures, %d layers", len(rows.keys), len(model.layers))
+    if options.train:
+        warn_of_shared_rows(FeatureStore.open(options.store), FeatureStore.open(options.train))
     found = evaluate_stored(
         model,
         rows,

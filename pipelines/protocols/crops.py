@@ -98,7 +98,7 @@ def crops(options: CropsOptions) -> dict[str, Any]:
     judge = ImageTextModel(options.image_text, device=device) if options.image_text.name else None
     units, naming = _units(options)
     assert model.backbone is not None
-    sizes = crop_sizes(options.sizes, model.backbone.transform.crop[0])
+    sizes = crop_sizes(options.sizes, model.backbone.transform.crop[0]) if judge else ()
     captions = {layer: mean_caption(model, layer, options.decoding) for layer in layers}
     found = _describe(units, options)
     results: dict[str, Any] = {

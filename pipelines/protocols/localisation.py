@@ -78,7 +78,7 @@ class LocalisationOptions:
     """Layers, a+b for the mean of their maps, `all` (all at once) and `mixture` (the mean of all
     layers' maps); default: each layer, all, and mixture."""
     prompts: tuple[str, ...] = ("a photo of a",)
-    """Texts that names are conditioned on; this one was the best on half of COCO's photos."""
+    """Texts that names are conditioned on; this one was the best on coco128."""
     smoothing: tuple[int, ...] = (1,)
     """Odd kernels of the average pooling before a location is read; 1 is none."""
     contrast: tuple[str, ...] = ("none",)
@@ -111,6 +111,8 @@ class LocalisationOptions:
                 f"photos_per_unit is {self.photos_per_unit} and limit {self.limit}; each needs at "
                 "least 2, for the control takes the features of another photo."
             )
+        if self.resamples < 1:
+            raise ConfigError(f"resamples is {self.resamples}; at least 1 is needed.")
 
     def settings(self, layers: Sequence[str]) -> tuple[MapSetting, ...]:
         """All combinations, for a model with these layers."""

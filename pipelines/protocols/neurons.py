@@ -90,9 +90,13 @@ class NeuronsOptions:
     """Folder of features, model and results."""
     text_only: bool = False
     """Score constants, copied descriptions and people alone; needs no images, and no models."""
-    backbone: BackboneConfig | None = None
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="torchvision:resnet101/IMAGENET1K_V2")
+    )
     """The explained model; it may be another than the networks whose units are described."""
-    language_model: LanguageModelConfig | None = None
+    language_model: LanguageModelConfig = field(
+        default_factory=lambda: LanguageModelConfig(name="facebook/opt-125m")
+    )
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
@@ -119,6 +123,14 @@ class NeuronsOptions:
     pool: PoolConfig = field(default_factory=PoolConfig)
     seed: int = 0
     """Of the split, the shuffling, and the random descriptions; training has its own."""
+
+    def __post_init__(self) -> None:
+        for name in ("test_share", "validation_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a share between 0 and 1.")
+        for name in ("chunk", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; at least 1 is needed.")
 
 
 class NeuronWorker:
@@ -147,16 +159,11 @@ def neurons(options: NeuronsOptions) -> dict[str, Any]:
     """Run one experiment; returns what `neurons.json` holds.
 
     Raises:
-        ConfigError: the experiment is unknown, a model is not named, or the output folder belongs
-            to a run with other options.
+        ConfigError: the experiment is unknown, or the output folder belongs to a run with other
+            options.
         DataError: the data set is incomplete, or a metric is unknown.
     """
     experiment = _experiment(options)
-    if not options.text_only and (options.backbone is None or options.language_model is None):
-        raise ConfigError(
-            "name the explained model and the language model (backbone.name, language_model.name), "
-            "or ask for text_only."
-        )
     sources = dict.fromkeys((*experiment.train, *experiment.test))
     units = {s: read_source(options.root, s, arrays=not options.text_only) for s in sources}
     split = split_neurons(
@@ -222,7 +229,6 @@ def _model_captions(
     options: NeuronsOptions, split: NeuronSplit
 ) -> tuple[dict[str, dict[str, str]], dict[str, Any]]:
     """Extract, train and describe; captions by source, and what is recorded of the model."""
-    assert options.backbone is not None and options.language_model is not None
     backbone = load_backbone(options.backbone)
     weights = options.backbone.weights
     if weights not in ("pretrained", "random"):  # workers have working folders of their own

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.evaluation import PROTOCOLS as MEASURED
 from benchmarks.evaluation import without_places
 from benchmarks.results import PROTOCOLS, ResultsOptions, results
+from devil.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +28,12 @@ def test_what_was_not_run_is_named(tmp_path: Path) -> None:
     assert set(PROTOCOLS) == set(MEASURED)
     for name in PROTOCOLS:
         assert f"`{name}` on these photos" in text
+
+
+def test_no_report_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no folder .*nowhere; run"):
+        results(ResultsOptions(results=str(tmp_path / "nowhere"), report=str(tmp_path / "R.md")))
+    assert not (tmp_path / "R.md").exists()
 
 
 def test_figures_name_no_place_of_their_machine(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def test_settings_are_read_and_written_alike() -> None:
         wording="head", calibration="none", setting=setting
     )
     assert ClassQuery.parse("all/name/contrast").setting.contrast == "names"
+    either = "all/name/none/neighbours=1/smoothing=3"
+    assert ClassQuery.parse(either).label == "all/name/none/smoothing=3/neighbours=1"
     with pytest.raises(ConfigError, match="needs a map setting with contrast 'names', not 'none'"):
         ClassQuery(wording="name", calibration="contrast", setting=setting)
     for text, message in {
@@ -161,6 +163,8 @@ def test_settings_are_read_and_written_alike() -> None:
         "all/caption/contrast": "asks for none",
         "all/name/none/smoothing=x": "smoothing is 'x'",
         "all/name/none/neighbours=-1": "neighbours is '-1'",
+        "all/name/none/Neighbours=1": "for one of smoothing, neighbours",
+        "all/name/none/a photo of a/neighbours=1": "stand before the prompt",
     }.items():
         with pytest.raises(ConfigError, match=message):
             ClassQuery.parse(text)

@@ -10,7 +10,7 @@ from devil import DecodingConfig, DeViL
 from devil.batches import HeldOut
 from devil.decoding import greedy_captions
 from devil.evaluation.captioning import caption_scores
-from devil.evaluation.stored import derangement, evaluate_stored
+from devil.evaluation.stored import derangement, evaluate_stored, warn_of_shared_rows
 from devil.types import ALL_LAYERS
 
 DECODING = DecodingConfig(max_new_tokens=8)
@@ -80,3 +80,11 @@ def test_derangement(count: int) -> None:
     if count > 3:
         assert not torch.equal(derangement(count, 0), derangement(count, 1))
     assert torch.equal(derangement(count, 4), derangement(count, 4))
+
+
+def test_pictures_that_were_trained_on_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train = tiny.tiny_store(tmp_path, shards=2, rows=3)
+    assert warn_of_shared_rows(train, train) == 6
+    assert "6 of 6 pictures" in caplog.text and "give a store of other pictures" in caplog.text

@@ -89,3 +89,9 @@ def test_means_and_deviations() -> None:
     assert found["all"] == {"mean": 2.0, "deviation": pytest.approx(2**0.5)}
     assert found["layer4"] == {"mean": 5.0, "deviation": 0.0}
     assert summarise(runs[:1])["all"] == {"mean": 1.0}
+
+
+def test_the_random_control_must_be_random(options: AblationOptions) -> None:
+    with pytest.raises(ConfigError, match=r"with weights .*--backbone\.weights random"):
+        ablation(options)
+    assert not list(Path(options.output).glob("*-4"))

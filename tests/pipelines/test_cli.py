@@ -1,15 +1,19 @@
 """The command lines: help made from the dataclasses, and errors without a traceback."""
 
+import importlib
 import pickle
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tyro
 
 from devil.errors import ConfigError, DataError, LayerError
 from pipelines import audit, extract, quickstart, train
 from pipelines.cli import devil_error, run_script
+from pipelines.evaluate import PROTOCOLS
 from pipelines.pool import PoolConfig, over_pool
 
 SCRIPTS = {
@@ -37,6 +41,15 @@ def test_help_lists_the_fields(
         run(monkeypatch, script, "--help")
     assert exit.value.code == 0
     assert SCRIPTS[script][2] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_command_in_a_protocols_docstring_is_understood(protocol: str) -> None:
+    module = importlib.import_module(f"pipelines.protocols.{protocol}")
+    text = module.__doc__.split(f"pipelines/evaluate.py {protocol} ", 1)[1].split("\n\n")[0]
+    arguments = shlex.split(text.replace("\\\n", " "))
+    options = tyro.cli(getattr(module, f"{protocol.title()}Options"), args=arguments)
+    assert options.output in arguments
 
 
 @pytest.mark.parametrize(

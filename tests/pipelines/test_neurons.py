@@ -84,15 +84,15 @@ def test_text_alone(inputs: Path, tmp_path: Path) -> None:
         root=str(tmp_path / "data"),
         experiment=SOURCE,
         text_only=True,
-        backbone=None,
-        language_model=None,
         metrics=("cider",),
     )
     results = neurons(asked)
     assert "model" not in results["scores"] and "model" not in results
     assert results["left_out"]["human"]["cider"] > 0
     assert results["units"]["test"] == 5
-    with pytest.raises(ConfigError, match="name the explained model"):
-        neurons(options(inputs, tmp_path / "no", language_model=None))
+    with pytest.raises(ConfigError, match=r"test_share is 1\.5; give a share"):
+        options(inputs, tmp_path / "no", test_share=1.5)
+    with pytest.raises(ConfigError, match="chunk is 0; at least 1"):
+        options(inputs, tmp_path / "no", chunk=0)
     with pytest.raises(ConfigError, match="there are: within-alexnet-imagenet"):
         neurons(options(inputs, tmp_path / "no", experiment="within-alexnet"))
