@@ -81,7 +81,7 @@ def test_order_and_batches_change_nothing(lm: LanguageModel) -> None:
 def test_packing_changes_nothing(lm: LanguageModel) -> None:
     """Many queries with prompts of two kinds, in several passes, against one after another."""
     words = [f"{place} side {colour} line" for colour in tiny.COLOURS for place in tiny.PLACES]
-    words += ["xyzzy", "circle", "line", "red circle", "red line"]
+    words += ["xyzzy", "circle", "line", "red circle", "red line", *tiny.CAPTIONS[::5]]
     queries = [
         *tokenize_queries(lm, words),
         *tokenize_queries(lm, QUERIES, prompt="a photo of a"),

@@ -17,7 +17,7 @@ LONGEST = 8
 @pytest.fixture(scope="module", params=["opt", "qwen2"])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     folder = tmp_path_factory.mktemp("lm")
-    return tiny.load_tiny_language_model(folder, request.param, dtype=torch.float64)
+    return tiny.load_tiny_language_model(folder, request.param, dtype=torch.float64, ending=1.0)
 
 
 def prefix(seed: int = 0) -> torch.Tensor:
