@@ -15,7 +15,9 @@ from devil.language_model import LanguageModel
 SHARE = 0.5
 """Share of the device's free memory that is taken when no budget is given."""
 HEAD_BYTES = 32 * 2**20
-"""Logits made at once, at most: small blocks of memory are used again, large ones are not."""
+"""Logits made at once on a CPU, at most: there, large blocks of memory are not used again."""
+GPU_HEAD_BYTES = 2**30
+"""The same on a GPU."""
 CPU_TOKENS = 4096
 """On a CPU, tokens in one pass at most: more do not make it faster, and leave its caches."""
 
@@ -54,7 +56,8 @@ def rows_within(device: torch.device, memory_gb: float | None, each: int, tokens
 
 def head_rows(language_model: LanguageModel) -> int:
     """Positions whose logits are made at once."""
-    return max(1, HEAD_BYTES // (4 * language_model.vocabulary))
+    limit = HEAD_BYTES if language_model.device.type == "cpu" else GPU_HEAD_BYTES
+    return max(1, limit // (4 * language_model.vocabulary))
 
 
 def row_bytes(language_model: LanguageModel, before: int, room: int, step: int) -> int:

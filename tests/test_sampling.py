@@ -38,7 +38,7 @@ def test_samples_equal_the_reference(lm: LanguageModel, top_p: float, temperatur
 
 def test_batches_and_memory_change_nothing(lm: LanguageModel) -> None:
     whole = sample_captions(lm, prefix(), 40, max_new_tokens=LONGEST)
-    assert len({c.text for c in whole}) > 10 and len({c.tokens for c in whole}) > 2
+    assert len({c.text for c in whole}) > 10 and len({c.tokens for c in whole}) > 1
     for options in ({"batch_size": 1}, {"batch_size": 7}, {"memory_gb": 0.001}):
         split = sample_captions(lm, prefix(), 40, max_new_tokens=LONGEST, **options)
         assert [c.text for c in split] == [c.text for c in whole]
