@@ -1,7 +1,8 @@
 """DeViL: plain-language captions and saliency for every layer and location of a vision model.
 
 Reading order: `backbones` → `pooling` → `features` → `translator` → `language_model` → `model` →
-`decoding`, `saliency`, `describing` → `explanation` → `report`.
+`cache`, `memory`, `prefill` → `decoding`, `sampling`, `saliency`, `vocabulary` → `reading`,
+`describing` → `explanation` → `report`.
 
 Public names are imported when they are first used, so that reading an `Explanation` needs no torch.
 """
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from devil.explanation import Caption, Explanation, LayerExplanation
     from devil.language_model import LanguageModel, load_language_model
     from devil.model import DeViL
+    from devil.sampling import sample_captions
     from devil.translator import Translator
+    from devil.vocabulary import VocabularyMaps
 
 __version__ = "0.1.0"
 
@@ -42,8 +45,10 @@ __all__ = [
     "TrainingConfig",
     "Translator",
     "TranslatorConfig",
+    "VocabularyMaps",
     "load_backbone",
     "load_language_model",
+    "sample_captions",
 ]
 
 _HOMES = {
@@ -53,7 +58,9 @@ _HOMES = {
     "explanation": ("Caption", "Explanation", "LayerExplanation"),
     "language_model": ("LanguageModel", "load_language_model"),
     "model": ("DeViL",),
+    "sampling": ("sample_captions",),
     "translator": ("Translator",),
+    "vocabulary": ("VocabularyMaps",),
 }
 
 

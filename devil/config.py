@@ -110,12 +110,16 @@ class DecodingConfig(_Typed):
     max_new_tokens: int = 50
     """At most this many tokens per caption."""
     batch_size: int = 512
-    """Rows that the language model decodes or scores at once."""
+    """Rows that the language model decodes or scores at once, at most."""
+    memory_gb: float | None = None
+    """Memory for a batch besides the weights, in 10⁹ bytes; None: half of what is free."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        memory = self.memory_gb
+        _check(memory is None or memory > 0, "memory_gb", memory, "above 0, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,26 @@
 """Greedy decoding of prefixes into text, in batches, with the keys and values kept.
 
-Rows that have ended leave the batch, so that a long caption does not make short ones wait. Tokens
-equal those of `generate(do_sample=False)` of transformers.
+Rows that have ended leave the batch, so that a long caption does not make short ones wait, and rows
+with the same prefix are decoded once. Tokens equal those of `generate(do_sample=False)` of
+transformers.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from devil.config import DecodingConfig
 from devil.errors import ConfigError
 from devil.explanation import Caption
 from devil.language_model import LanguageModel
+from devil.memory import head_rows
+from devil.prefill import Prefill, distinct, prefills
+
+GPU_PATIENCE = 8
+"""Steps after which a GPU is asked which rows have ended: to ask is to wait for it."""
 
 
 def greedy_captions(
@@ -26,57 +33,107 @@ def greedy_captions(
     Args:
         language_model: the frozen LM.
         prefix: one prefix for each row.
-        config: longest caption and batch size.
+        config: longest caption, batch size, and memory.
 
     Returns:
         One caption per row. `log_probability` is the sum over its tokens in nats, `tokens` their
         number; both count the end of text where it was reached.
 
     Raises:
-        ConfigError: prefix and longest caption together exceed the LM's context.
+        ConfigError: prefix and longest caption together exceed the LM's context, or the memory
+            does not hold one row.
     """
     config = config or DecodingConfig()
-    needed = prefix.shape[1] + config.max_new_tokens + 1
-    if needed > language_model.context:
-        raise ConfigError(
-            f"max_new_tokens is {config.max_new_tokens}; with a prefix of {prefix.shape[1]} the "
-            f"context of {language_model.context} tokens allows at most "
-            f"{language_model.context - prefix.shape[1] - 1}."
-        )
+    check_length(language_model, prefix.shape[1], config.max_new_tokens)
+    rows, places = distinct(prefix)
     captions: list[Caption] = []
-    for start in range(0, prefix.shape[0], config.batch_size):
-        rows = prefix[start : start + config.batch_size]
-        captions += _greedy_batch(language_model, rows, config.max_new_tokens)
-    return captions
+    for state in prefills(
+        language_model,
+        rows,
+        config.max_new_tokens,
+        batch_size=config.batch_size,
+        memory_gb=config.memory_gb,
+    ):
+        captions += continue_greedily(language_model, state, config.max_new_tokens)
+    return [captions[place] for place in places]
+
+
+def check_length(language_model: LanguageModel, prefix: int, longest: int) -> None:
+    """Whether a prefix of so many tokens and the longest caption fit the language model.
+
+    Raises:
+        ConfigError: together they exceed its context.
+    """
+    if prefix + longest + 1 > language_model.context:
+        raise ConfigError(
+            f"max_new_tokens is {longest}; with a prefix of {prefix} the "
+            f"context of {language_model.context} tokens allows at most "
+            f"{language_model.context - prefix - 1}."
+        )
+
+
+class Likeliest(NamedTuple):
+    """The likeliest next token of each row and its log-probability in nats."""
+
+    token: Int[Tensor, "batch"]
+    log_probability: Float[Tensor, "batch"]
+
+
+def likeliest(language_model: LanguageModel, hidden: Float[Tensor, "batch hidden"]) -> Likeliest:
+    """The likeliest next token after each hidden state."""
+    tokens, scores = [], []
+    for rows in hidden.split(head_rows(language_model)):
+        logits = language_model.logits(rows)
+        best, token = logits.max(dim=-1)
+        tokens.append(token)
+        scores.append(best - logits.logsumexp(dim=-1))
+    return Likeliest(torch.cat(tokens), torch.cat(scores))
 
 
 @torch.inference_mode()
-def _greedy_batch(
-    language_model: LanguageModel, prefix: Float[Tensor, "batch prefix hidden"], longest: int
-) -> list[Caption]:
-    batch, device = prefix.shape[0], prefix.device
+def continue_greedily(language_model: LanguageModel, state: Prefill, longest: int) -> list[Caption]:
+    """Captions behind prefixes that have been run; uses up their state.
+
+    Args:
+        state: with room for `longest` tokens.
+    """
+    batch, device = state.last.shape[0], state.last.device
     tokens = torch.full((batch, longest), language_model.eos, device=device)
     scores = torch.zeros(batch, dtype=torch.float64, device=device)
     lengths = torch.zeros(batch, dtype=torch.long, device=device)
     active = torch.arange(batch, device=device)
-    output = language_model.hidden(language_model.start(prefix), use_cache=True)
-    cache = output.past_key_values
+    going = torch.ones(batch, dtype=torch.bool, device=device)
+    patience = 1 if device.type == "cpu" else GPU_PATIENCE
+    hidden, cache = state.last, state.cache
     for step in range(longest):
-        logits = language_model.logits(output.last_hidden_state[:, -1])
-        log_probability, token = logits.log_softmax(dim=-1).max(dim=-1)
+        token, log_probability = likeliest(language_model, hidden)
+        token = token.where(going, language_model.eos)
         tokens[active, step] = token
-        scores[active] += log_probability.double()
-        lengths[active] += 1
-        going = (token != language_model.eos).nonzero()[:, 0]
-        if not len(going) or step + 1 == longest:
+        scores[active] += log_probability.double() * going
+        lengths[active] += going
+        going &= token != language_model.eos
+        if step + 1 == longest:
             break
-        if len(going) < len(active):
-            active, token = active[going], token[going]
-            cache.batch_select_indices(going)
+        if (step + 1) % patience == 0:
+            left = remaining(going)
+            if not len(left):
+                break
+            if len(left) < len(active):
+                active, token, going = active[left], token[left], going[left]
+                cache.batch_select_indices(left)
         output = language_model.hidden(
             language_model.embed(token[:, None]), past_key_values=cache, use_cache=True
         )
+        hidden = output.last_hidden_state[:, -1]
     return _captions(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
+
+
+def remaining(going: Bool[Tensor, "batch"]) -> Int[Tensor, "left"]:
+    """Which row stands where once those that ended have left: the last ones fill the gaps."""
+    count = int(going.sum())
+    order = torch.arange(count, device=going.device)
+    order[~going[:count]] = going[count:].nonzero()[:, 0] + count
+    return order
 
 
 def _captions(

@@ -1,11 +1,13 @@
-"""Pictures → explanations: one backbone pass, then all locations of all pictures in one batch.
+"""Pictures → explanations: one backbone pass, then all locations of all layers in one batch.
 
 Captions of pooled layers, of each location, and saliency maps for queries. Decoding and scoring
 themselves are in `decoding` and `saliency`.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from os import PathLike
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,24 +16,27 @@ from PIL import Image
 from torch import Tensor
 
 from devil.config import DecodingConfig
-from devil.decoding import greedy_captions
-from devil.errors import BackboneError
+from devil.errors import BackboneError, QueryError
 from devil.explanation import Caption, Explanation, LayerExplanation
 from devil.images import open_image
 from devil.model import DeViL
 from devil.pooling import location_vectors, mean_pool, resize_map, smooth
+from devil.reading import read_prefixes
 from devil.saliency import (
     Calibration,
     Query,
     calibrate,
     check_calibration,
-    query_log_probabilities,
+    plan_queries,
     tokenize_queries,
+    vocabulary_log_probabilities,
 )
 from devil.translator import class_slot
 from devil.types import ALL_LAYERS, LayerFeatures
+from devil.vocabulary import Readout, VocabularyMaps, read_vocabulary
 
 Features = Mapping[str, LayerFeatures]
+Vectors = Mapping[str, Tensor]
 
 
 @torch.inference_mode()
@@ -110,18 +115,37 @@ def explain_images(
         return []
     features = image_features(model, pictures)
     assert model.backbone is not None
-    decoding = decoding or DecodingConfig()
-    captions = _layer_captions(model, features, chosen, decoding)
-    parts: dict[str, list[LayerExplanation]] = {}
+    vectors, grids = {}, {}
     for layer in chosen:
-        vectors, grid = location_features(model, features, layer, smoothing=smoothing)
-        maps = (len(pictures), *grid)
-        written, scores = None, None
-        if dense or asked:
-            prefix = model.prefix(vectors)
-            written = greedy_captions(model.language_model, prefix, decoding) if dense else None
-            scores = _scores(model, prefix, layer, asked, calibration, decoding) if asked else None
-        parts[layer] = _layer_explanations(layer, maps, captions[layer], written, scores, asked)
+        vectors[layer], grids[layer] = location_features(
+            model, features, layer, smoothing=smoothing
+        )
+    written, dense_written, scores = _read(
+        model,
+        [pooled_features(model, features, layer) for layer in chosen],
+        [vectors[layer] for layer in chosen] if dense or asked else [],
+        [model.mean_features(_visible_slots(model, layer)) for layer in chosen]
+        if calibration == "pmi" and asked
+        else [],
+        asked,
+        dense,
+        decoding or DecodingConfig(),
+    )
+    parts: dict[str, list[LayerExplanation]] = {}
+    for index, layer in enumerate(chosen):
+        found = None
+        if scores:
+            found = calibrate(
+                scores[index], asked, calibration, lambda i=index: scores[len(chosen) + i]
+            )
+        parts[layer] = _layer_explanations(
+            layer,
+            (len(pictures), *grids[layer]),
+            written[index],
+            dense_written[index] if dense else None,
+            found,
+            asked,
+        )
     return [
         Explanation(
             image_size=picture.size,
@@ -138,35 +162,94 @@ def explain_images(
     ]
 
 
-def _layer_captions(
-    model: DeViL, features: Features, layers: Sequence[str], decoding: DecodingConfig
-) -> dict[str, list[Caption]]:
-    """Captions of pooled layers, all decoded in one batch."""
-    prefixes = [model.prefix(pooled_features(model, features, layer)) for layer in layers]
-    captions = greedy_captions(model.language_model, torch.cat(prefixes), decoding)
-    count = len(prefixes[0])
-    return {layer: captions[i * count : (i + 1) * count] for i, layer in enumerate(layers)}
-
-
-def _scores(
+def vocabulary_saliency(
     model: DeViL,
-    prefix: Float[Tensor, "row prefix hidden"],
-    layer: str,
+    images: Sequence[str | PathLike[str] | bytes | Image.Image],
+    *,
+    layers: Sequence[str] | str | None = None,
+    top: int = 10,
+    calibration: Literal["none", "pmi"] = "pmi",
+    prompt: str = "",
+    smoothing: int = 1,
+    decoding: DecodingConfig | None = None,
+) -> list[dict[str, VocabularyMaps]]:
+    """The whole vocabulary at every location; arguments and errors as `DeViL.vocabulary_saliency`.
+
+    Returns:
+        For each picture the maps of each layer.
+    """
+    chosen = model.chosen_layers(layers)
+    if calibration not in ("none", "pmi"):
+        raise QueryError(f"calibration is {calibration!r}; allowed here: none, pmi.")
+    if top < 1:
+        raise QueryError(f"top is {top}; at least 1 word per location can be asked for.")
+    decoding = decoding or DecodingConfig()
+    pictures = [open_image(image) for image in images]
+    if not pictures:
+        return []
+    lm = model.language_model
+    features = image_features(model, pictures)
+    found: list[dict[str, VocabularyMaps]] = [{} for _ in pictures]
+    for layer in chosen:
+        baseline = None
+        if calibration == "pmi":
+            mean = model.prefix(model.mean_features(_visible_slots(model, layer)))
+            baseline = vocabulary_log_probabilities(lm, mean, prompt=prompt)[0]
+        vectors, grid = location_features(model, features, layer, smoothing=smoothing)
+        prefix = model.prefix(vectors, memory_gb=decoding.memory_gb)
+        readout = read_vocabulary(
+            lm,
+            prefix,
+            top=top,
+            prompt=prompt,
+            baseline=baseline,
+            batch_size=decoding.batch_size,
+            memory_gb=decoding.memory_gb,
+        )
+        each = grid[0] * grid[1]
+        for i, maps in enumerate(found):
+            part = Readout(*(column[i * each : (i + 1) * each] for column in readout))
+            maps[layer] = VocabularyMaps(layer, grid, part, lm, baseline)
+    return found
+
+
+def _visible_slots(model: DeViL, layer: str) -> tuple[str, ...]:
+    # Locations show no class tokens, so neither does the baseline.
+    return model.layers if layer == ALL_LAYERS else (layer,)
+
+
+def _read(
+    model: DeViL,
+    pooled: Sequence[Vectors],
+    dense: Sequence[Vectors],
+    baselines: Sequence[Vectors],
     queries: Sequence[Query],
-    calibration: Calibration,
+    write_dense: bool,
     decoding: DecodingConfig,
-) -> Float[Tensor, "row query"]:
-    size = decoding.batch_size
+) -> tuple[list[list[Caption]], list[list[Caption]], list[Tensor]]:
+    """Captions of pooled and dense vectors, and scores of dense ones and baselines, by layer.
 
-    def score(rows: Tensor) -> Tensor:
-        return query_log_probabilities(model.language_model, rows, queries, batch_size=size)
-
-    def of_mean_feature() -> Tensor:
-        # Locations show no class tokens, so neither does the baseline.
-        layers = model.layers if layer == ALL_LAYERS else (layer,)
-        return score(model.prefix(model.mean_features(layers)))
-
-    return calibrate(score(prefix), queries, calibration, of_mean_feature)
+    All rows of all layers go through the language model together, each of them once.
+    """
+    groups = [
+        [model.prefix(vectors, memory_gb=decoding.memory_gb) for vectors in group]
+        for group in (pooled, dense, baselines)
+    ]
+    sizes = [[len(prefix) for prefix in group] for group in groups]
+    written = sum(sizes[0]) + (sum(sizes[1]) if write_dense else 0)
+    reading = read_prefixes(
+        model.language_model,
+        torch.cat([prefix for group in groups for prefix in group]),
+        plan_queries(model.language_model, queries),
+        decoding,
+        captions=written,
+        scored_from=sum(sizes[0]),
+    )
+    captions = iter(reading.captions)
+    by_layer = [[list(itertools.islice(captions, n)) for n in group] for group in sizes[:2]]
+    scores = reading.scores
+    split = [] if scores is None else list(scores.split([*sizes[1], *sizes[2]]))
+    return by_layer[0], by_layer[1], split
 
 
 def _layer_explanations(

@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.activations import NewGELUActivation
 
 from devil.backbones.base import weights_digest
+from devil.cache import reserved_cache
 from devil.config import LanguageModelConfig
 from devil.errors import CaptionError, LanguageModelError, QueryError
 from devil.packing import pack
@@ -56,6 +57,7 @@ class LanguageModel(nn.Module):
         self.embedding_width: int = model.get_input_embeddings().embedding_dim
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.context: int = int(limit) if limit else 2048
+        self._one_token: tuple[list[tuple[Tensor, Tensor]] | None] | None = None
         self.eval()
         self._check_head()
 
@@ -108,6 +110,12 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return next(self.model.parameters()).device
 
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Turn the weights into another number format; tables of positions keep theirs."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.to(dtype)
+        self._one_token = None
+
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in evaluation mode: the model is frozen (see `with_dropout`)."""
         return super().train(False)
@@ -133,24 +141,118 @@ class LanguageModel(nn.Module):
         self, prefix: Float[Tensor, "batch prefix hidden"]
     ) -> Float[Tensor, "batch token hidden"]:
         """``[BOS, prefix]``, or the prefix alone where there is no BOS token."""
-        prefix = prefix.to(self.model.get_input_embeddings().weight.dtype)
+        prefix = self.cast(prefix)
         if self.bos is None:
             return prefix
         bos = self.embed(torch.tensor([[self.bos]], device=prefix.device))
         return torch.cat([bos.expand(prefix.shape[0], -1, -1), prefix], dim=1)
 
+    def cast(self, prefix: Float[Tensor, "batch prefix hidden"]) -> Tensor:
+        """The prefix in the number format of the embeddings."""
+        return prefix.to(self.model.get_input_embeddings().weight.dtype)
+
+    @property
+    def beginning(self) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values of BOS by layer, each (1, head, 1, channel): every row starts with them.
+
+        None without a BOS token, or where a layer's state is more than keys and values.
+        """
+        if self.bos is None:
+            return None
+        return self._states_of_one_token
+
+    @property
+    def bytes_per_position(self) -> int:
+        """Bytes of keys and values that one position of one row takes, over all layers."""
+        states = self._states_of_one_token
+        if states is not None:
+            return sum(t.numel() * t.element_size() for pair in states for t in pair)
+        config = self.model.config.get_text_config()
+        weight = self.model.get_input_embeddings().weight
+        return 2 * config.num_hidden_layers * config.hidden_size * weight.element_size()
+
+    @functools.cached_property
+    def bytes_per_token(self) -> int:
+        """An upper estimate of the bytes that a token takes on its way through the model."""
+        weights = [
+            module.weight
+            for module in self.model.base_model.modules()
+            if not isinstance(module, nn.Embedding) and hasattr(module, "weight")
+        ]
+        widest = max(max(weight.shape) for weight in weights)
+        hidden = self.model.config.get_text_config().hidden_size
+        size = max(self.model.get_input_embeddings().weight.element_size(), 4)
+        return (4 * widest + 8 * hidden) * size
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of next tokens that the head scores."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def _states_of_one_token(self) -> list[tuple[Tensor, Tensor]] | None:
+        if self._one_token is None:
+            self._one_token = (self._run_one_token(),)
+        return self._one_token[0]
+
+    @torch.inference_mode()
+    def _run_one_token(self) -> list[tuple[Tensor, Tensor]] | None:
+        if reserved_cache(self.model.config, 1, 1) is None:
+            return None
+        first = self.eos if self.bos is None else self.bos
+        embeddings = self.embed(torch.tensor([[first]], device=self.device))
+        cache = self.hidden(
+            embeddings, past_key_values=DynamicCache(config=self.model.config), use_cache=True
+        ).past_key_values
+        return [(keys, values) for keys, values, *_ in cache]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
+        self._one_token = None  # of another device or number format from now on
+        return super()._apply(fn, recurse)
+
     def hidden(self, embeddings: Float[Tensor, "batch token hidden"], **arguments: Any) -> Any:
         """Run the body without the head; the output's `last_hidden_state` feeds `logits`."""
         return self.model.base_model(inputs_embeds=embeddings, **arguments)
 
-    def logits(self, hidden: Float[Tensor, "*batch hidden"]) -> Float[Tensor, "*batch vocab"]:
-        """Next-token logits of hidden states, in float32 or wider."""
-        logits = self.model.get_output_embeddings()(hidden)
+    def logits(
+        self, hidden: Float[Tensor, "*batch hidden"], ids: Int[Tensor, "some"] | None = None
+    ) -> Float[Tensor, "*batch vocab"]:
+        """Next-token logits of hidden states, of all or some tokens, in float32 or wider."""
+        head = self.model.get_output_embeddings()
+        if ids is None:
+            logits = head(hidden)
+        elif type(head) is nn.Linear:
+            bias = None if head.bias is None else head.bias[ids]
+            logits = nn.functional.linear(hidden, head.weight[ids], bias)
+        else:
+            logits = head(hidden)[..., ids]
         scale = getattr(self.model.config, "logits_scaling", None)  # Granite divides by it
         cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2 and 3
         logits = logits / scale if scale else logits
         logits = torch.tanh(logits / cap) * cap if cap else logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @functools.cached_property
+    def words(self) -> dict[str, int]:
+        """Tokens that stand as whole words inside a sentence: word → token id.
+
+        A token is a word when it begins with a space, has letters only, and the word is written
+        with it. The beginnings of longer words are among them where they are words themselves.
+        """
+        anchor = self._ids(ANCHOR)
+        start = f"{self.tokenizer.decode(anchor)} "
+        count = min(self.vocabulary, len(self.tokenizer))
+        texts = self.tokenizer.batch_decode([[*anchor, token] for token in range(count)])
+        found = [
+            (text.removeprefix(start), token)
+            for token, text in enumerate(texts)
+            if text.startswith(start) and text.removeprefix(start).isalpha()
+        ]
+        whole = [word for word, _ in found if self.clean(word) == word]
+        written = self.tokenizer(
+            [f"{ANCHOR} {word}" for word in whole], add_special_tokens=False, verbose=False
+        )["input_ids"]
+        return {w: ids[-1] for w, ids in zip(whole, written, strict=True) if ids[:-1] == anchor}
 
     def clean(self, text: str) -> str:
         """Text in the manner of `config.text`, with single spaces."""

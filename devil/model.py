@@ -6,7 +6,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,13 @@ from devil.config import BackboneConfig, DecodingConfig
 from devil.errors import LayerError
 from devil.explanation import Explanation
 from devil.language_model import LanguageModel
+from devil.memory import rows_within
 from devil.saliency import Calibration
 from devil.translator import Translator, slots_of
 from devil.types import ALL_LAYERS, LayerShape
+
+if TYPE_CHECKING:
+    from devil.vocabulary import VocabularyMaps
 
 
 class SlotStatistics(NamedTuple):
@@ -80,6 +84,30 @@ class DeViL(nn.Module):
         """Where the models are."""
         return self.translator.prefix_tokens.device
 
+    def to_precision(self, precision: Literal["float32", "bfloat16", "auto"]) -> "DeViL":
+        """Turn translator and language model into a number format, for inference.
+
+        In bfloat16 they are several times as fast where the processor has it (AMX, AVX-512, GPUs),
+        and results are not those of float32 to the bit: log-probabilities differ by some
+        hundredths of a nat, and a caption may take another turn where two words are nearly as
+        likely. The backbone stays as it is.
+
+        Args:
+            precision: `auto`: bfloat16 where the processor has it, float32 elsewhere.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            DevilError: bfloat16 was asked for on a GPU that lacks it.
+        """
+        from devil.training import autocast_dtype
+
+        dtype = autocast_dtype(precision, self.device) or torch.float32
+        self.translator.set_dtype(dtype)
+        self.language_model.set_dtype(dtype)
+        return self
+
     def chosen_layers(self, layers: Sequence[str] | str | None) -> tuple[str, ...]:
         """Check layer names; None asks for each layer, then all of them at once.
 
@@ -103,15 +131,28 @@ class DeViL(nn.Module):
         return slots_of(layers, class_tokens=self.translator.config.class_tokens)
 
     def prefix(
-        self, features: Mapping[str, Float[Tensor, "batch channels"]], batch_size: int = 1024
+        self,
+        features: Mapping[str, Float[Tensor, "batch channels"]],
+        batch_size: int = 1024,
+        *,
+        memory_gb: float | None = None,
     ) -> Float[Tensor, "batch prefix hidden"]:
-        """Prefix embeddings of feature vectors by slot, without gradients, in batches."""
+        """Prefix embeddings of feature vectors by slot, without gradients, in batches.
+
+        Args:
+            features: one vector for each row and slot.
+            batch_size: rows at once, at most.
+            memory_gb: memory for a batch, in 10⁹ bytes; None: half of what is free.
+        """
         count = next(iter(features.values())).shape[0] if features else 0
+        tokens = self.translator.tokens(features)
+        each = self.translator.bytes_per_token * tokens
+        size = min(batch_size, rows_within(self.device, memory_gb, each, tokens))
         with torch.inference_mode():
             moved = {slot: vectors.to(self.device) for slot, vectors in features.items()}
             parts = [
-                self.translator({s: v[i : i + batch_size] for s, v in moved.items()})
-                for i in range(0, max(count, 1), batch_size)
+                self.translator({s: v[i : i + size] for s, v in moved.items()})
+                for i in range(0, max(count, 1), size)
             ]
         return torch.cat(parts)
 
@@ -161,6 +202,49 @@ class DeViL(nn.Module):
             decoding=decoding,
         )[0]
 
+    def vocabulary_saliency(
+        self,
+        image: str | PathLike[str] | bytes | Image.Image,
+        *,
+        layers: Sequence[str] | str | None = None,
+        top: int = 10,
+        calibration: Literal["none", "pmi"] = "pmi",
+        prompt: str = "",
+        smoothing: int = 1,
+        decoding: DecodingConfig | None = None,
+    ) -> "dict[str, VocabularyMaps]":
+        """The likeliest words at every location, and the map of any word, from one pass.
+
+        Args:
+            image: a path, the bytes of a file, or a picture.
+            layers: names out of `layers`, and `all` for all at once; None asks for everything.
+            top: words per location.
+            calibration: `none`: log-probabilities in nats; `pmi`: minus those for the layer's mean
+                feature, with words of probability below 1e-4 left out of the ranking.
+            prompt: text that stands before the words.
+            smoothing: odd kernel of the average pooling before a location is read; 1 is none.
+            decoding: batch size and memory.
+
+        Returns:
+            The maps of each layer.
+
+        Raises:
+            ImageError, LayerError, QueryError: what was given cannot be used; says why.
+            BackboneError: the model was loaded without its backbone.
+        """
+        from devil.describing import vocabulary_saliency
+
+        return vocabulary_saliency(
+            self,
+            [image],
+            layers=layers,
+            top=top,
+            calibration=calibration,
+            prompt=prompt,
+            smoothing=smoothing,
+            decoding=decoding,
+        )[0]
+
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write a model folder (see `devil.folder`); whole or not at all."""
         from devil.folder import save_model
@@ -177,6 +261,7 @@ class DeViL(nn.Module):
         language_model: str | None = None,
         load_backbone: bool = True,
         revision: str | None = None,
+        precision: Literal["float32", "bfloat16", "auto"] = "float32",
     ) -> "DeViL":
         """Load a model folder or a hub id.
 
@@ -187,6 +272,7 @@ class DeViL(nn.Module):
             language_model: name or folder of the LM, likewise.
             load_backbone: False for work on stored features only.
             revision: branch, tag or commit of a hub model.
+            precision: number format of translator and language model, see `to_precision`.
 
         Raises:
             ModelFolderError: a file is missing, corrupt, or of another format.
@@ -195,7 +281,7 @@ class DeViL(nn.Module):
         """
         from devil.folder import load_model
 
-        return load_model(
+        model = load_model(
             name,
             device=device,
             backbone_weights=backbone,
@@ -203,6 +289,7 @@ class DeViL(nn.Module):
             with_backbone=load_backbone,
             revision=revision,
         )
+        return model if precision == "float32" else model.to_precision(precision)
 
     def push_to_hub(self, repository: str, *, private: bool = True, message: str = "") -> str:
         """Upload the model folder to the hub and return the commit's address."""

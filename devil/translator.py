@@ -7,7 +7,7 @@ nothing: its token is absent, which equals a masked one. With more tokens for ea
 layer this is ClipCap's mapping network (arXiv 2111.09734 §3.2).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,20 @@ class Translator(nn.Module):
         """Number of trained values."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def tokens(self, features: Collection[str]) -> int:
+        """Tokens of one row with these slots."""
+        return len(features) * self.config.tokens_per_layer + self.config.prefix_length
+
+    @property
+    def bytes_per_token(self) -> int:
+        """An upper estimate of the bytes that a token takes on its way through the encoder."""
+        return (4 * self.config.feedforward + 8 * self.config.width) * 4
+
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        """Turn the weights into another number format; means and deviations keep theirs."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
     def standardise_by(
         self, statistics: Mapping[str, tuple[Float[Tensor, "channels"], Float[Tensor, "channels"]]]
     ) -> None:
@@ -146,6 +160,8 @@ class Translator(nn.Module):
         mean = self.get_buffer(f"feature_mean_{index}")
         std = self.get_buffer(f"feature_std_{index}")
         vectors = (vectors.to(mean.dtype) - mean) / std
+        # Standardised in full precision also where the weights are bfloat16.
+        vectors = vectors.to(self.slot_embedding.dtype)
         tokens = self.project[index](vectors).unflatten(1, (-1, self.config.width))
         return tokens + self.slot_embedding[index]
 

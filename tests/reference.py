@@ -228,3 +228,32 @@ def learning_rate(step: int, *, steps: int, warmup: int, peak: float, floor: flo
         return peak / warmup * (step + 1)
     falling = peak * (1 - (step - warmup) / (steps - warmup))
     return falling if falling > floor else floor
+
+
+def sample(
+    language_model: Any, prefix: Tensor, chance: Sequence[float], top_p: float, temperature: float
+) -> tuple[list[int], float]:
+    """Token ids of one sample and their log-probability; `chance` holds a number per token.
+
+    Tokens are put in order of probability; the first that together reach top-p share [0, 1).
+    """
+    ids: list[int] = []
+    score = 0.0
+    for number in chance:
+        after = log_probabilities(language_model, prefix, ids)[-1]
+        shares = torch.softmax(after / temperature, dim=-1).tolist()
+        kept: list[int] = []
+        for token in sorted(range(len(shares)), key=lambda t: -shares[t]):
+            kept.append(token)
+            if sum(shares[t] for t in kept) >= top_p:
+                break
+        reached, mass = 0.0, sum(shares[t] for t in kept)
+        for token in kept:
+            reached += shares[token] / mass
+            if number < reached:
+                break
+        ids.append(token)
+        score += float(after[token])
+        if token == language_model.tokenizer.eos_token_id:
+            break
+    return ids, score

@@ -1,13 +1,15 @@
 """Greedy decoding: the tokens of `generate` of transformers, the reference's probabilities."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
 import tiny
 import torch
+import transformers
 
-from devil.config import DecodingConfig
+from devil.config import DecodingConfig, LanguageModelConfig
 from devil.decoding import greedy_captions
 from devil.errors import ConfigError
 from devil.explanation import Caption
@@ -43,6 +45,7 @@ def generated(lm: LanguageModel, prefix: torch.Tensor, longest: int) -> list[lis
 
 
 def test_equals_generate_while_rows_leave_the_batch(lm: LanguageModel) -> None:
+    assert lm.bytes_per_position > 0  # runs BOS, whose keys and values all rows then share
     sizes: list[int] = []
     body = lm.model.base_model
     watch = body.register_forward_pre_hook(
@@ -86,6 +89,50 @@ def test_batches_change_nothing(lm: LanguageModel) -> None:
         for one, other in zip(captions(size), whole, strict=True):
             assert (one.text, one.tokens) == (other.text, other.tokens)
             assert one.log_probability == pytest.approx(other.log_probability, rel=1e-9)
+
+
+def test_equal_prefixes_are_decoded_once(lm: LanguageModel) -> None:
+    prefix = prefixes(6)
+    assert lm.bytes_per_position > 0
+    sizes: list[int] = []
+    watch = lm.model.base_model.register_forward_pre_hook(
+        lambda module, arguments, options: sizes.append(len(options["inputs_embeds"])),
+        with_kwargs=True,
+    )
+    found = greedy_captions(lm, prefix[[3, 1, 3, 0, 1, 1]])
+    watch.remove()
+    assert sizes[0] == 3
+    alone = greedy_captions(lm, prefix)
+    assert [c.text for c in found] == [alone[i].text for i in (3, 1, 3, 0, 1, 1)]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_thousand_prefixes_in_float32(family: str, tmp_path: Path) -> None:
+    lm = tiny.load_tiny_language_model(tmp_path, family)
+    prefix = prefixes(170, seed=7).float()
+    captions = greedy_captions(lm, prefix, DecodingConfig(max_new_tokens=20))
+    expected = generated(lm, prefix, 20)
+    assert [c.text for c in captions] == [lm.text(ids) for ids in expected]
+    assert [c.tokens for c in captions] == [len(ids) for ids in expected]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        transformers.MistralConfig(sliding_window=6),
+        transformers.BloomConfig(n_layer=2, n_head=4),
+    ],
+    ids=lambda c: c.model_type,
+)
+def test_models_with_caches_of_their_own(config: Any) -> None:
+    sizes = dict(hidden_size=tiny.WIDTH, intermediate_size=32, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=320)
+    config.update({**sizes, **heads, "pad_token_id": 0, "initializer_range": 0.5})
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().double()
+    lm = LanguageModel(model, tiny.tiny_tokenizer("gpt2"), LanguageModelConfig(name="x"))
+    captions = greedy_captions(lm, prefixes(20), DecodingConfig(max_new_tokens=9))
+    assert [c.text for c in captions] == [lm.text(ids) for ids in generated(lm, prefixes(20), 9)]
 
 
 def test_the_prefix_decides(lm: LanguageModel) -> None:

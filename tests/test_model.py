@@ -164,3 +164,21 @@ def test_requests_that_cannot_be_met(model: DeViL, tmp_path: Path) -> None:
         model.explain(tmp_path / "nothing.jpg")
     with pytest.raises(ImageError, match="not a picture"):
         model.explain(b"some text")
+
+
+@pytest.mark.parametrize("family", ["opt", "llama"])
+def test_bfloat16_is_near_float32(family: str, tmp_path: Path) -> None:
+    model = tiny.tiny_model(tmp_path, family=family)
+    picture = tiny.picture(tiny.CAPTIONS[0])
+    options = dict(layers=["layer4"], dense=False, queries=["circle", "red circle"])
+    exact = model.explain(picture, decoding=DECODING, **options).layers["layer4"]
+    means = model.translator.get_buffer("feature_mean_0").clone()
+    assert model.to_precision("bfloat16") is model
+    assert {p.dtype for p in model.translator.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.translator.get_buffer("feature_mean_0"), means)
+    rough = model.explain(picture, decoding=DECODING, **options).layers["layer4"]
+    for query in ("circle", "red circle"):
+        difference = abs(exact.saliency[query] - rough.saliency[query])
+        assert 0 < difference.mean() < 0.5
+    assert {p.dtype for p in model.to_precision("float32").parameters()} == {torch.float32}

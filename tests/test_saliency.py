@@ -1,6 +1,7 @@
 """Open-vocabulary saliency: scores and calibrations against the reference."""
 
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from devil.language_model import LanguageModel, load_language_model
 from devil.saliency import (
     CALIBRATIONS,
     calibrate,
+    plan_queries,
     query_log_probabilities,
     tokenize_queries,
     vocabulary_log_probabilities,
@@ -74,6 +76,55 @@ def test_order_and_batches_change_nothing(lm: LanguageModel) -> None:
     torch.testing.assert_close(
         query_log_probabilities(lm, prefix, [alone])[:, 0], scores[:, 3], rtol=1e-12, atol=1e-12
     )
+
+
+def test_packing_changes_nothing(lm: LanguageModel) -> None:
+    """Many queries with prompts of two kinds, in several passes, against one after another."""
+    words = [f"{place} side {colour} line" for colour in tiny.COLOURS for place in tiny.PLACES]
+    words += ["xyzzy", "circle", "line", "red circle", "red line", *tiny.CAPTIONS[::5]]
+    queries = [
+        *tokenize_queries(lm, words),
+        *tokenize_queries(lm, QUERIES, prompt="a photo of a"),
+        *tokenize_queries(lm, ["on the left side", "red"], prompt="a photo"),
+    ]
+    prefix = prefixes(5)
+    assert lm.packs and len(plan_queries(lm, queries).passes) > 1
+    packed = query_log_probabilities(lm, prefix, queries)
+    lm.packs = False
+    try:
+        assert plan_queries(lm, queries).passes == ()
+        apart = query_log_probabilities(lm, prefix, queries)
+    finally:
+        del lm.packs
+    torch.testing.assert_close(packed, apart, rtol=1e-9, atol=1e-9)
+
+
+def test_the_prefix_runs_once_and_beginnings_too(lm: LanguageModel) -> None:
+    queries = tokenize_queries(lm, ["circle", "red circle", "red square", "red line"])
+    lengths: list[tuple[int, ...]] = []
+    assert lm.packs and lm.bytes_per_position > 0
+    watch = lm.model.base_model.register_forward_pre_hook(
+        lambda module, args, options: lengths.append(tuple(options["inputs_embeds"].shape[:2])),
+        with_kwargs=True,
+    )
+    query_log_probabilities(lm, prefixes(4), queries[:1])
+    assert lengths == [(4, 3)]  # a query of one token costs nothing more
+    lengths.clear()
+    query_log_probabilities(lm, prefixes(4)[[0, 1, 2, 3, 2]], queries)
+    watch.remove()
+    distinct = {q.ids[:i] for q in queries for i in range(1, len(q.ids))}
+    assert lengths == [(4, 3), (4, len(distinct))]
+
+
+def test_saliency_within_a_ten_thousandth_in_float32(tmp_path: Path) -> None:
+    for family in tiny.FAMILIES:
+        lm = tiny.load_tiny_language_model(tmp_path / family, family)
+        queries = tokenize_queries(lm, QUERIES)
+        fast = query_log_probabilities(lm, prefixes(6).float(), queries)
+        for row, query in itertools.product(range(6), range(len(queries))):
+            prompt, ids = queries[query].prompt_ids, queries[query].ids
+            slow = reference.query_score(lm, prefixes(6)[row], prompt, ids)
+            assert float(fast[row, query]) == pytest.approx(slow, abs=1e-4)
 
 
 @pytest.mark.parametrize("calibration", CALIBRATIONS)

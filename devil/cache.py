@@ -1,0 +1,112 @@
+"""Keys and values of a causal language model, in memory that is reserved once and written in place.
+
+The growing cache of transformers copies everything at each token. Here a token costs its own bytes,
+going back costs nothing, and rows that leave or split move alone. The layers are subclasses of
+transformers' own, so that any causal LM with plain attention takes them; others keep their cache.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+
+class ReservedLayer(DynamicLayer):
+    """One layer's keys and values, with memory for so many rows and positions.
+
+    `keys` and `values` are views of what is filled: (row, head, position, channel).
+    """
+
+    def __init__(self, rows: int, room: int, *, sliding: bool = False) -> None:
+        super().__init__()
+        self.rows, self.room = rows, room
+        self.filled, self.length = 0, 0
+        self.is_sliding = sliding  # type: ignore[misc]  # the mask of such a layer is chosen by it
+        self.reserved: tuple[Tensor, ...] = ()
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Reserve the memory; the first keys and values tell heads, widths and type."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.reserved = tuple(
+            states.new_empty(self.rows, states.shape[1], self.room, states.shape[3])
+            for states in (key_states, value_states)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new positions behind the others and return all of them, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[2]
+        assert self.length <= self.room, (self.length, self.room)
+        for place, states in zip(self.reserved, (key_states, value_states), strict=True):
+            place[: len(states), :, start : self.length] = states
+        return self._show(len(key_states))
+
+    def _show(self, rows: int) -> tuple[Tensor, Tensor]:
+        keys, values = (place[:rows, :, : self.length] for place in self.reserved)
+        self.keys, self.values, self.filled = keys, values, rows
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Positions filled."""
+        return self.length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last positions (a negative number, as in transformers)."""
+        self.length -= abs(tokens_to_remove)
+        self._show(self.filled)
+
+    def begin(self) -> None:
+        """Forget everything but keep the memory."""
+        self.length = 0
+
+    def batch_select_indices(self, indices: Int[Tensor, "row"]) -> None:
+        """Row i becomes what row `indices[i]` was; only rows that change are moved."""
+        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+        sources = indices[moved]
+        if len(moved):
+            for place in self.reserved:
+                place[moved, :, : self.length] = place[sources, :, : self.length]
+        self._show(len(indices))
+
+
+class ReservedCache(Cache):
+    """A cache of `ReservedLayer`s, for one batch after another."""
+
+    def begin(self) -> None:
+        """Forget everything but keep the memory."""
+        for layer in self.layers:
+            layer.begin()  # type: ignore[union-attr]
+
+
+def reserved_cache(config: Any, rows: int, room: int) -> ReservedCache | None:
+    """Memory for so many rows and positions; None where a layer is no plain attention.
+
+    A sliding window that is never left is plain attention.
+
+    Args:
+        config: the language model's, of transformers.
+        rows: largest batch.
+        room: longest sequence.
+    """
+    layers = DynamicCache(config=config).layers
+    kinds = [_is_plain(layer, room) for layer in layers]
+    if not layers or not all(kinds):
+        return None
+    return ReservedCache(
+        layers=[ReservedLayer(rows, room, sliding=_slides(layer)) for layer in layers]
+    )
+
+
+def _slides(layer: object) -> bool:
+    return type(layer) is DynamicSlidingWindowLayer
+
+
+def _is_plain(layer: Any, room: int) -> bool:
+    return type(layer) is DynamicLayer or (_slides(layer) and room < layer.sliding_window)
