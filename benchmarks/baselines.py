@@ -107,7 +107,10 @@ def _sequence_scores(
     device = prefix.device
     ids = torch.tensor([[*t, *[language_model.eos] * (width - len(t))] for t in texts])
     scored = torch.tensor(
-        [[len(q.prompt_ids) <= i < len(t) for i in range(width)] for q, t in zip(rows, texts)]
+        [
+            [len(q.prompt_ids) <= i < len(t) for i in range(width)]
+            for q, t in zip(rows, texts, strict=True)
+        ]
     )
     ids, scored = ids.to(device), scored.to(device)
     start = language_model.start(prefix)

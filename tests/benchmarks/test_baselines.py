@@ -1,7 +1,5 @@
 """What the engine is measured against computes what the equations say."""
 
-from pathlib import Path
-
 import pytest
 import reference
 import tiny
