@@ -6,6 +6,7 @@ stand in one row, so that rows are of nearly equal length; otherwise each captio
 rows of similar length run together.
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ WIDEST = 256
 """Rows are made no longer than this, if no sequence is longer."""
 ATTENTION = 1024
 """Row length at which attention costs about as much as the rest of a layer."""
+CAPACITIES = 8
+"""Row lengths that are tried."""
 SLACK = 1.25
 """Longest over shortest row of those that run together."""
 
@@ -92,14 +95,12 @@ def packed_rows(
 
 
 def shared_rows(lengths: Sequence[int], context: int) -> list[list[int]]:
-    """Which sequences share a row: first-fit decreasing, at the row length that costs least."""
+    """Which sequences share a row: best-fit decreasing, at the row length that costs least."""
     longest = max(lengths)
+    most = max(longest, min(WIDEST, context))
     best, least = [], float("inf")
-    for factor in (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0):
-        capacity = int(longest * factor)
-        if capacity > max(longest, min(WIDEST, context)):
-            break
-        rows = _first_fit(lengths, capacity)
+    for step in range(CAPACITIES):
+        rows = _best_fit(lengths, longest + (most - longest) * step // (CAPACITIES - 1))
         width = max(sum(lengths[i] for i in row) for row in rows)
         cost = len(rows) * width * (1 + width / ATTENTION)
         if cost < least:
@@ -107,18 +108,19 @@ def shared_rows(lengths: Sequence[int], context: int) -> list[list[int]]:
     return best
 
 
-def _first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def _best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Each sequence, longest first, into the fullest row that has room for it."""
     rows: list[list[int]] = []
-    room: list[int] = []
+    open_rows: list[tuple[int, int]] = []  # (room, row), sorted
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        for row, left in enumerate(room):
-            if left >= lengths[index]:
-                rows[row].append(index)
-                room[row] -= lengths[index]
-                break
+        place = bisect.bisect_left(open_rows, (lengths[index], -1))
+        if place < len(open_rows):
+            room, row = open_rows.pop(place)
         else:
-            rows.append([index])
-            room.append(capacity - lengths[index])
+            room, row = capacity, len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(open_rows, (room - lengths[index], row))
     return rows
 
 
