@@ -72,7 +72,7 @@ def plain_saliency(
         scores = []
         for query in queries:
             prefix = location_prefixes(model, images, layer, [location])
-            scores.append(_sequence_scores(model.language_model, prefix, [query])[0])
+            scores.append(sequence_scores(model.language_model, prefix, [query])[0])
         rows.append(torch.stack(scores))
     return torch.stack(rows)
 
@@ -92,13 +92,14 @@ def batched_saliency(
     rows = prefix.repeat_interleave(len(queries), dim=0)
     asked = list(queries) * len(locations)
     parts = [
-        _sequence_scores(model.language_model, rows[i : i + batch_size], asked[i : i + batch_size])
+        sequence_scores(model.language_model, rows[i : i + batch_size], asked[i : i + batch_size])
         for i in range(0, len(rows), batch_size)
     ]
     return torch.cat(parts).unflatten(0, (len(locations), len(queries)))
 
 
-def _sequence_scores(
+@torch.no_grad()
+def sequence_scores(
     language_model: LanguageModel, prefix: Float[Tensor, "row prefix hidden"], rows: Sequence[Query]
 ) -> Float[Tensor, "row"]:
     """Scores of one query for each prefix, from the logits of all positions."""
@@ -248,7 +249,7 @@ def batched_training_loss(
     ids, labels = padded_labels(captions, language_model.eos, prefix.device)
     width = labels.shape[1]
     embeddings = torch.cat([language_model.start(prefix), language_model.embed(ids[:, :-1])], dim=1)
-    logits = language_model.model(
-        inputs_embeds=embeddings, use_cache=False, logits_to_keep=width
-    ).logits
+    states = language_model.hidden(embeddings, use_cache=False).last_hidden_state
+    # `logits_to_keep`, and a copy, without which the head is a slow batched product.
+    logits = language_model.logits(states[:, -width:].contiguous())
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)

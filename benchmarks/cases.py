@@ -1,5 +1,6 @@
 """One measurement: the same work done in several ways, compared first, then timed side by side."""
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ def measured(
     seconds = paired_seconds(timed, repeats, device) if any(c.equal for c in found.values()) else {}
     return [
         _record(case, name, found[name], results[name], seconds, device)
-        | {"repeats": repeats, "machine": dict(machine)}
+        | {"repeats": repeats, "load_average": os.getloadavg()[0], "machine": dict(machine)}
         for name in case.ours
     ]
 

@@ -8,6 +8,7 @@ measured again. Every way runs in one process with the same threads and the same
 (`pipelines.pool.KEEP_MEMORY`, with which the process starts itself again on a CPU).
 """
 
+import copy
 import json
 import logging
 import os
@@ -33,7 +34,13 @@ from benchmarks.speed_models import (
     in_dtype,
     language_model,
 )
-from benchmarks.speed_tasks import dense_case, saliency_case, stopping_case, vocabulary_case
+from benchmarks.speed_tasks import (
+    dense_case,
+    saliency_case,
+    samples_case,
+    stopping_case,
+    vocabulary_case,
+)
 from benchmarks.speed_training import extraction_case, training_case
 from devil.data.webdataset import list_shards, read_shard
 from devil.errors import ConfigError
@@ -133,6 +140,9 @@ def cases(options: SpeedOptions, device: torch.device, folder: Path) -> Iterator
         if name in REAL and data is not None:
             yield from _real_cases(options.tasks, name, lm, data, dtypes)
             continue
+        if "samples" in options.tasks:
+            words = torch.arange(100, 110, device=device)[None]
+            yield _samples(name, lm, lm.embed(words), dtypes)
         for backbone in backbones:
             whole = explained(backbone, name, lm, device)
             yield from _whole_cases(options, whole, dtypes, baseline=_baseline(device))
@@ -193,22 +203,27 @@ def _real_cases(
     dtypes: Sequence[str],
 ) -> Iterator[Case]:
     """Cases of a trained language model alone."""
-    if "dense" not in tasks:
-        return
     shards = list_shards(str(data / "photos" / "val"))
     captions = [
         text for shard in shards for sample in read_shard(shard) for text in sample.captions
     ]
-    models = {d: lm if d == "float32" else _cast(lm, DTYPES[d]) for d in dtypes}
+    models = _in_dtypes(lm, dtypes)
+    if "dense" in tasks:
+        baseline = "float32" if "float32" in models else dtypes[0]
+        for rows in (49, 196):
+            yield stopping_case(name, models, baseline, caption_prefixes(lm, captions, rows))
+    if "samples" in tasks:
+        yield _samples(name, lm, caption_prefixes(lm, captions, 1), dtypes)
+
+
+def _samples(name: str, lm: LanguageModel, prefix: torch.Tensor, dtypes: Sequence[str]) -> Case:
+    models = _in_dtypes(lm, dtypes)
     baseline = "float32" if "float32" in models else dtypes[0]
-    for rows in (49, 196):
-        yield stopping_case(name, models, baseline, caption_prefixes(lm, captions, rows))
+    return samples_case(name, models, baseline, prefix)
 
 
-def _cast(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    import copy
-
-    return copy.deepcopy(lm).to(dtype)
+def _in_dtypes(lm: LanguageModel, dtypes: Sequence[str]) -> dict[str, LanguageModel]:
+    return {d: lm if d == "float32" else copy.deepcopy(lm).to(DTYPES[d]) for d in dtypes}
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> ReportTable:

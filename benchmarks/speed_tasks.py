@@ -14,6 +14,7 @@ from benchmarks.baselines import (
     plain_caption,
     plain_captions,
     plain_saliency,
+    sequence_scores,
 )
 from benchmarks.cases import Case, Comparison
 from benchmarks.roofline import Phase, decoding, tokens_behind, translation, vision
@@ -25,13 +26,15 @@ from devil.explanation import Caption
 from devil.language_model import LanguageModel
 from devil.model import DeViL
 from devil.saliency import Query, query_log_probabilities, vocabulary_log_probabilities
+from devil.sampling import sample_captions
 
 EXACT, LOW = 1e-4, 0.05
 """Difference of a score in nats for each token of a query: the largest in float32, and the mean in
 lower precision."""
 CAPTION_TOLERANCE = 0.05
 """Largest difference of the mean log-probability of a token, in nats, in low precision."""
-BATCHED_ROWS = 1000
+TOP_P = 0.9
+BATCHED_ROWS = 245
 """Beyond so many rows (queries × locations), a part of the batched version is measured."""
 
 
@@ -232,6 +235,66 @@ def stopping_case(
         ),
         phases=phases,
     )
+
+
+def samples_case(
+    name: str,
+    models: Mapping[str, LanguageModel],
+    baseline: str,
+    prefix: Tensor,
+    *,
+    samples: int = 1000,
+    longest: int = 20,
+    batched_samples: int = 200,
+) -> Case:
+    """Top-p samples from one prefix; `generate` has a row for each from the start.
+
+    Args:
+        name: of the language model.
+        models: by number format.
+        baseline: number format of `generate`.
+        prefix: (1, prefix, hidden).
+        samples: how many.
+        longest: most tokens of each.
+        batched_samples: how many are measured with `generate`.
+    """
+    lm, part = models[baseline], min(samples, batched_samples)
+
+    def ours(chosen: LanguageModel) -> list[Caption]:
+        given = prefix[0].to(chosen.model.get_input_embeddings().weight.dtype)
+        return sample_captions(chosen, given, samples, top_p=TOP_P, max_new_tokens=longest)
+
+    def batched() -> list[list[int]]:
+        torch.manual_seed(0)
+        return generated(lm, prefix.expand(part, -1, -1), longest, top_p=TOP_P)
+
+    return Case(
+        task="samples",
+        setting=f"{samples} samples, {longest} tokens, top-p {TOP_P}",
+        model=name,
+        ours={d: Side(run=lambda m=m: ours(m), dtype=d) for d, m in models.items()},
+        plain=None,
+        batched=Side(run=batched, share=part / samples, dtype=baseline),
+        compare=lambda results, dtype: as_likely(lm, prefix, results[dtype], results["batched"]),
+        phases=lambda result: decoding(
+            lm, prefix.shape[1] + (lm.bos is not None), [1, *rows_going(result)[1:]]
+        ),
+    )
+
+
+def as_likely(
+    lm: LanguageModel, prefix: Tensor, ours: Sequence[Caption], theirs: Sequence[list[int]]
+) -> Comparison:
+    """Whether samples are as likely on average as those of `generate`, within chance."""
+    mine = torch.tensor([c.log_probability / c.tokens for c in ours])
+    queries = [Query("", (), tuple(ids)) for ids in theirs]
+    scores = sequence_scores(lm, prefix.expand(len(theirs), -1, -1), queries)
+    other = scores.cpu() / torch.tensor([len(ids) for ids in theirs])
+    apart = float((mine.mean() - other.mean()).abs())
+    chance = float((mine.var() / len(mine) + other.var() / len(other)).sqrt())
+    allowed = 4 * chance + LOW
+    details = {"difference_in_log_probability": apart, "allowed": allowed}
+    return Comparison(apart <= allowed, details)
 
 
 def close_scores(pairs: Sequence[tuple[Tensor, Tensor]], tokens: int, *, exact: bool) -> Comparison:
