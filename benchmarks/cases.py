@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.roofline import Phase, device_rates, roofline
-from benchmarks.timing import Side, median_ratio, paired_seconds
+from benchmarks.timing import Seconds, Side, median_ratio, paired_seconds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -72,7 +72,7 @@ def _record(
     dtype: str,
     comparison: Comparison,
     result: Any,
-    seconds: Mapping[str, list[float]],
+    seconds: Mapping[str, Seconds],
     device: torch.device,
 ) -> dict[str, Any]:
     record: dict[str, Any] = {
@@ -83,18 +83,23 @@ def _record(
         "dtype": dtype,
     }
     mine = seconds.get(dtype)
-    record["ours_s"] = statistics.median(mine) if mine else None
+    record["ours_s"] = statistics.median(mine.wall) if mine else None
+    record["ours_cpu_s"] = statistics.median(mine.cpu) if mine else None
     for name, side in (("plain", case.plain), ("batched", case.batched)):
         theirs = seconds.get(name)
-        both = mine and theirs
-        record[f"{name}_s"] = statistics.median(theirs) if theirs else None
-        record[f"ratio_{name}"] = median_ratio(theirs, mine) if both else None
+        record[f"{name}_s"] = statistics.median(theirs.wall) if theirs else None
+        record[f"{name}_cpu_s"] = statistics.median(theirs.cpu) if theirs else None
+        record[f"ratio_{name}"] = median_ratio(theirs.wall, mine.wall) if mine and theirs else None
+        cpu = median_ratio(theirs.cpu, mine.cpu) if mine and theirs else None
+        record[f"ratio_{name}_cpu"] = cpu
         record[f"{name}_measured_share"] = side.share if side else None
         record[f"{name}_dtype"] = side.dtype if side else None
     for name in case.others:
-        record[f"{name}_s"] = statistics.median(seconds[name]) if name in seconds else None
-        if mine and name in seconds:
-            record[f"ratio_{name}"] = median_ratio(mine, seconds[name])
+        theirs = seconds.get(name)
+        record[f"{name}_s"] = statistics.median(theirs.wall) if theirs else None
+        if mine and theirs and name.endswith(dtype):
+            record[f"ratio_{name}"] = median_ratio(mine.wall, theirs.wall)
+            record[f"ratio_{name}_cpu"] = median_ratio(mine.cpu, theirs.cpu)
     record["equal"] = comparison.equal
     record["compared"] = comparison.details
     record["roofline"] = None

@@ -259,7 +259,9 @@ def _line(record: Mapping[str, Any]) -> str:
         f"{record['task']} ({record['setting']}), {record['model']}, {record['dtype']}: "
         f"{record['ours_s']:.3f} s; plain × {record['ratio_plain'] or float('nan'):.1f}, "
         f"batched × {record['ratio_batched'] or float('nan'):.2f}, "
-        f"roofline {record['roofline']['share']:.2f}"
+        f"roofline {record['roofline']['share']:.2f}; processor time {record['ours_cpu_s']:.2f} s, "
+        f"× {record['ratio_plain_cpu'] or float('nan'):.1f}, "
+        f"× {record['ratio_batched_cpu'] or float('nan'):.2f}"
     )
 
 

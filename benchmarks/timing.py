@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,22 +23,32 @@ class Side:
     """Number format."""
 
 
+class Seconds(NamedTuple):
+    """What the whole work took, once for each repeat."""
+
+    wall: list[float]
+    cpu: list[float]
+    """Of this process's threads together: with one thread, other programs hardly change it."""
+
+
 def paired_seconds(
     sides: Mapping[str, Side], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of the whole work, once for each side and repeat; each repeat runs all sides.
+) -> dict[str, Seconds]:
+    """Seconds of the whole work by side; each repeat runs all sides.
 
     The order of the sides turns round at each repeat, so that none always runs behind another.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    seconds = {name: Seconds([], []) for name in sides}
     for repeat in range(repeats):
         names = list(sides) if repeat % 2 == 0 else list(reversed(sides))
         for name in names:
             synchronise(device)
-            started = time.perf_counter()
+            started, used = time.perf_counter(), time.process_time()
             sides[name].run()
             synchronise(device)
-            seconds[name].append((time.perf_counter() - started) / sides[name].share)
+            share = sides[name].share
+            seconds[name].wall.append((time.perf_counter() - started) / share)
+            seconds[name].cpu.append((time.process_time() - used) / share)
     return seconds
 
 

@@ -34,7 +34,7 @@ FIELDS = {
     "task", "model", "device", "dtype", "ours_s", "plain_s", "batched_s", "ratio_plain",
     "ratio_batched", "roofline", "equal", "machine", "setting", "repeats", "compared",
     "plain_measured_share", "batched_measured_share", "plain_dtype", "batched_dtype",
-    "load_average",
+    "load_average", "ours_cpu_s", "plain_cpu_s", "ratio_plain_cpu", "ratio_batched_cpu",
 }  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def test_repeats_are_interleaved_and_parts_scaled() -> None:
     }
     seconds = paired_seconds(sides, 3, CPU)
     assert order == ["a", "b", "b", "a", "a", "b"]
-    assert [len(s) for s in seconds.values()] == [3, 3]
-    assert min(seconds["b"]) > 10 * max(seconds["a"])
+    assert [len(s.wall) for s in seconds.values()] == [3, 3]
+    assert min(seconds["b"].wall) > 10 * max(seconds["a"].wall)
     assert median_ratio([4.0, 9.0, 1.0], [2.0, 3.0, 1.0]) == 2.0
 
 
