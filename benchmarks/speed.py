@@ -240,14 +240,30 @@ def table(records: Sequence[Mapping[str, Any]]) -> ReportTable:
                 record["ours_s"],
                 record["ratio_plain"],
                 record["ratio_batched"],
+                record["ours_cpu_s"],
+                record["ratio_plain_cpu"],
+                record["ratio_batched_cpu"],
                 line.get("share"),
             )
         )
     return ReportTable(
         title="Speed",
         caption="medians of interleaved repeats; ratios of the published loop's and the batched "
-        "version's time to the engine's; share: least possible time on this device / time taken",
-        columns=("task", "model", "dtype", "equal", "s", "× plain", "× batched", "share"),
+        "version's time to the engine's, then the same of the processor's time; share: least "
+        "possible time on this device / time taken",
+        columns=(
+            "task",
+            "model",
+            "dtype",
+            "equal",
+            "s",
+            "× plain",
+            "× batched",
+            "processor s",
+            "× plain ",
+            "× batched ",
+            "share",
+        ),
         rows=tuple(rows),
     )
 
