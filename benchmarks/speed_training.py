@@ -55,7 +55,9 @@ def training_batches(
             Batch(
                 step=0,
                 features={
-                    slot: torch.randn(size, len(translator.get_buffer(f"feature_mean_{i}")))
+                    slot: torch.randn(
+                        size, len(translator.get_buffer(f"feature_mean_{i}")), generator=generator
+                    )
                     for i, slot in enumerate(translator.slots)
                 },
                 captions=[ids.tolist() for ids in captions],
@@ -118,7 +120,7 @@ def training_case(
         return Side(run=lambda: work.step(next(turns[name])), dtype=dtype)
 
     def compare(results: Mapping[str, Any], dtype: str) -> Comparison:
-        allowed = 1e-4 if dtype == "float32" else 2e-2
+        allowed = 1e-4 if dtype == "float32" else 5e-2
         apart = max(
             abs(found - expected) / abs(expected)
             for name in ("plain", "batched")
