@@ -1,21 +1,21 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
 The input is ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
-of one image share their prefix, which is computed once, and stand packed in one row; a language
-model that cannot be packed gets one row for each caption, and the prefix's keys and values. The
-head runs on label positions only.
+of one image share their prefix, and several images share a row (`caption_rows`); a language
+model that cannot be packed gets one row for each caption, in groups of similar length. The head
+runs on label positions only, and its gradient is computed with its loss (`head_loss`).
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from devil.caption_rows import length_buckets, packed_rows
+from devil.head_loss import label_loss
 from devil.language_model import LanguageModel
-from devil.packing import FILLING, pack
 
 
 class CaptionLoss(NamedTuple):
@@ -64,42 +64,36 @@ def caption_loss(
         captions: token ids without BOS and EOS; the same number for each image, and an image's
             captions stand together.
     """
-    batch = prefix.shape[0]
-    each, rest = divmod(len(captions), batch)
-    assert each >= 1 and rest == 0, (len(captions), batch)
-    predict = _packed if language_model.packs else _one_by_one
-    hidden, labels = predict(language_model, prefix, captions, each)
-    total = F.cross_entropy(language_model.logits(hidden), labels, reduction="sum")
-    return CaptionLoss(total, len(labels))
+    each, rest = divmod(len(captions), prefix.shape[0])
+    assert each >= 1 and rest == 0, (len(captions), prefix.shape[0])
+    if language_model.packs:
+        hidden, labels = _packed(language_model, prefix, captions)
+    else:
+        hidden, labels = _one_by_one(language_model, prefix, captions, each)
+    return CaptionLoss(label_loss(language_model, hidden, labels), len(labels))
 
 
 def _packed(
     language_model: LanguageModel,
     prefix: Float[Tensor, "batch prefix hidden"],
     captions: Sequence[Sequence[int]],
-    each: int,
 ) -> tuple[Float[Tensor, "label hidden"], Int[Tensor, "label"]]:
-    """Hidden states that predict a label, and the labels: an image's captions in one row."""
-    device, eos = prefix.device, language_model.eos
-    groups = [captions[start : start + each] for start in range(0, len(captions), each)]
-    packed = pack(groups, eos, device)
-    start = language_model.start(prefix)
-    before = start.shape[1]
+    """Hidden states that predict a label, and the labels: several images' captions in a row."""
+    rows = packed_rows(
+        captions,
+        prefix.shape[0],
+        bos=language_model.bos,
+        eos=language_model.eos,
+        prefix=prefix.shape[1],
+        context=language_model.context,
+    ).to(prefix.device)
+    words = language_model.embed(rows.ids)
+    given = prefix.to(words.dtype).flatten(0, 1)
+    embeddings = words.flatten(0, 1).index_copy(0, rows.prefix, given).view(words.shape)
     hidden = language_model.hidden(
-        torch.cat([start, language_model.embed(packed.ids)], dim=1),
-        attention_mask=packed.mask(before),
-        position_ids=packed.positions(before),
-        use_cache=False,
+        embeddings, attention_mask=rows.mask(), position_ids=rows.positions, use_cache=False
     ).last_hidden_state
-    # The prefix's last position predicts each caption's first token; each token the one behind it.
-    first = [(row, ids[0]) for row, group in enumerate(groups) for ids in group if ids]
-    rows, ids = torch.tensor(first, dtype=torch.long).reshape(-1, 2).to(device).unbind(1)
-    behind = pack([[[*ids[1:], eos] for ids in group if ids] for group in groups], eos, device).ids
-    real = packed.owner != FILLING
-    return (
-        torch.cat([hidden[rows, before - 1], hidden[:, before:][real]]),
-        torch.cat([ids, behind[real]]),
-    )
+    return hidden.flatten(0, 1).index_select(0, rows.predicting), rows.labels
 
 
 def _one_by_one(
@@ -108,17 +102,16 @@ def _one_by_one(
     captions: Sequence[Sequence[int]],
     each: int,
 ) -> tuple[Float[Tensor, "label hidden"], Int[Tensor, "label"]]:
-    """The same with one row for each caption, behind the keys and values of its prefix."""
-    labels, real = pad_captions(captions, language_model.eos, prefix.device)
-    start = language_model.hidden(language_model.start(prefix), use_cache=True)
-    hidden = start.last_hidden_state[:, -1:].repeat_interleave(each, dim=0)
-    cache = start.past_key_values
-    if each > 1:
-        cache.batch_repeat_interleave(each)
-    if labels.shape[1] > 1:
+    """The same with one row for each caption; rows of similar length run together."""
+    start = language_model.start(prefix)
+    lengths = [start.shape[1] + len(ids) for ids in captions]
+    states, found = [], []
+    for group in length_buckets(lengths):
+        labels, real = pad_captions([captions[i] for i in group], language_model.eos, prefix.device)
+        images = torch.tensor(group, device=prefix.device) // each
         # Padding stands behind the caption, where causal attention cannot see it.
-        rest = language_model.hidden(
-            language_model.embed(labels[:, :-1]), past_key_values=cache, use_cache=True
-        )
-        hidden = torch.cat([hidden, rest.last_hidden_state], dim=1)
-    return hidden[real], labels[real]
+        embeddings = torch.cat([start[images], language_model.embed(labels[:, :-1])], dim=1)
+        hidden = language_model.hidden(embeddings, use_cache=False).last_hidden_state
+        states.append(hidden[:, start.shape[1] - 1 :][real])
+        found.append(labels[real])
+    return torch.cat(states), torch.cat(found)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from devil.batches import Batch, HeldOut
 from devil.config import TrainingConfig
+from devil.cost import training_flops
 from devil.errors import CaptionError, ConfigError, DevilError
+from devil.frozen import with_matrices_in
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss
 from devil.translator import Translator
@@ -34,6 +36,8 @@ class StepMetrics(NamedTuple):
     gradient_norm: float
     learning_rate: float
     captions: int
+    flops: int
+    """Operations that this worker's share needed, forward and backward."""
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
@@ -124,6 +128,9 @@ class Trainer:
         self.optimiser = build_optimiser(translator, config)
         self.device = translator.prefix_tokens.device
         self.dtype = autocast_dtype(config.precision, self.device)
+        # Autocast keeps its casts of trained weights for a step, and makes those of frozen ones
+        # at each use.
+        self._frozen = with_matrices_in(language_model, self.dtype or torch.float32)
         self.step = 0
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -135,9 +142,10 @@ class Trainer:
         """This worker's share of the global batch's mean loss."""
         features = {s: v.to(self.device, non_blocking=True) for s, v in batch.features.items()}
         with self._autocast(), short_sequence_attention(self.device):
-            prefix = self.forward(features, batch.visible.to(self.device))
-            with self.lm.with_dropout(self.config.lm_dropout):
-                loss = caption_loss(self.lm, prefix, batch.captions)
+            # Which slots are visible stays on the CPU, where the translator plans by it.
+            prefix = self.forward(features, batch.visible)
+            with self._frozen.with_dropout(self.config.lm_dropout):
+                loss = caption_loss(self._frozen, prefix, batch.captions)
         return loss.total / batch.global_tokens
 
     def train_step(self, batch: Batch) -> StepMetrics:
@@ -166,7 +174,8 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
-        return StepMetrics(batch.step, value, float(norm), rate, len(batch.captions))
+        flops = training_flops(self.translator, self.lm, batch.visible, batch.captions)
+        return StepMetrics(batch.step, value, float(norm), rate, len(batch.captions), flops)
 
     @torch.inference_mode()
     def validation_loss(self, rows: HeldOut, *, batch_size: int = 64) -> float:
@@ -181,7 +190,7 @@ class Trainer:
             features = {slot: rows.features[slot][span].to(self.device) for slot in slots}
             captions = [self._first_caption(texts) for texts in rows.references[span]]
             with self._autocast(), short_sequence_attention(self.device):
-                loss = caption_loss(self.lm, self.translator(features), captions)
+                loss = caption_loss(self._frozen, self.translator(features), captions)
             total += float(loss.total)
             tokens += loss.tokens
         return total / tokens if tokens else math.nan

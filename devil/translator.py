@@ -3,8 +3,8 @@
 DeViL (arXiv 2309.01617) §3.1. Each layer's vector becomes one token (Linear
 plus the embedding of that layer's slot); n learned prefix tokens follow; a pre-LN Transformer
 encoder mixes them; its last n outputs, projected, are the prefix. A layer that is not given costs
-nothing: its token is absent, which equals a masked one. With more tokens for each vector and one
-layer this is ClipCap's mapping network (arXiv 2111.09734 §3.2).
+nothing: its token is absent, which equals a masked one; nor does a masked one (`encoder`). With
+more tokens for each vector and one layer this is ClipCap's mapping network (arXiv 2111.09734 §3.2).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from devil.config import TranslatorConfig
+from devil.encoder import encode_visible
 from devil.errors import LayerError
 
 INITIAL_STD = 0.1
@@ -136,13 +137,12 @@ class Translator(nn.Module):
         tokens = torch.cat([self._tokens(slot, features[slot]) for slot in slots], dim=1)
         batch = tokens.shape[0]
         tokens = torch.cat([tokens, self.prefix_tokens.expand(batch, -1, -1)], dim=1)
-        hidden = None
-        if visible is not None:
-            shown = visible.new_ones(batch, self.config.prefix_length)
-            visible = visible.repeat_interleave(self.config.tokens_per_layer, dim=1)
-            hidden = ~torch.cat([visible, shown], dim=1)
-        mixed = self.encoder(tokens, src_key_padding_mask=hidden)
-        return self.output(mixed[:, -self.config.prefix_length :])
+        count = self.config.prefix_length
+        if visible is None:
+            return self.output(self.encoder(tokens)[:, -count:])
+        shown = visible.repeat_interleave(self.config.tokens_per_layer, dim=1)
+        shown = torch.cat([shown, shown.new_ones(batch, count)], dim=1)
+        return self.output(encode_visible(self.encoder, tokens, shown, count))
 
     def _known(self, features: Mapping[str, Tensor]) -> list[str]:
         unknown = sorted(set(features) - set(self.slots))

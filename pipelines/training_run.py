@@ -24,11 +24,13 @@ from devil.config import (
     from_dict,
     to_dict,
 )
+from devil.cost import matrix_rate, peak_memory
 from devil.evaluation.stored import evaluate_stored
 from devil.features import FeatureStore, package_versions
 from devil.files import write_atomically
 from devil.language_model import LanguageModel, load_language_model
 from devil.model import DeViL
+from devil.prefetching import prefetched
 from devil.training import StepMetrics, Trainer
 from devil.translator import Translator
 from devil.types import ALL_LAYERS
@@ -66,7 +68,8 @@ def train_worker(loop: dict[str, Any]) -> None:
     held_out = batches.held_out()
     run = TrainingRun(Path(loop["output"]), trainer, model, held_out, rank, world)
     run.resume()
-    for batch in batches(trainer.step, config.steps):
+    ready = prefetched(batches(trainer.step, config.steps), pinned=device.type == "cuda")
+    for batch in ready:
         run.after_step(trainer.train_step(batch))
     run.finish()
 
@@ -117,7 +120,8 @@ class TrainingRun:
         self.config = trainer.config
         self.seconds = 0.0
         self._losses: list[float] = []
-        self._captions = 0
+        self._captions = self._flops = 0
+        self._matrix_rate = matrix_rate(trainer.device, trainer.dtype or torch.float32)
         self._started = time.perf_counter()
         self._board: Any = None
         self._last_checkpoint = -1
@@ -150,6 +154,7 @@ class TrainingRun:
         """Log, validate and checkpoint as often as the configuration says."""
         self._losses.append(metrics.loss)
         self._captions += metrics.captions
+        self._flops += metrics.flops
         step, config = metrics.step + 1, self.config
         if step % config.log_every == 0 or step == config.steps:
             self._log(step, metrics)
@@ -165,12 +170,15 @@ class TrainingRun:
             torch.distributed.all_reduce(shares)
             loss = float(shares)
         elapsed = time.perf_counter() - self._started
-        rate = self._captions * self.world / max(1e-9, elapsed - self.seconds)
+        running = max(1e-9, elapsed - self.seconds)
+        rate = self._captions * self.world / running
         values = {
             "loss": loss,
             "gradient_norm": metrics.gradient_norm,
             "learning_rate": metrics.learning_rate,
             "captions_per_second": rate,
+            "share_of_matrix_rate": self._flops / running / self._matrix_rate,
+            "peak_memory_gib": peak_memory(self.trainer.device) / 2**30,
         }
         self._losses = []
         if self.rank:
@@ -178,11 +186,14 @@ class TrainingRun:
         self._write(step, values)
         left = (self.config.steps - step) * (elapsed - self.seconds) / max(1, self._steps_done())
         logger.info(
-            "step %d of %d: loss %.4f, %.0f captions/s, %.1f minutes left",
+            "step %d of %d: loss %.4f, %.0f captions/s, %.0f %% of the matrix rate, %.1f GiB, "
+            "%.1f minutes left",
             step,
             self.config.steps,
             loss,
             rate,
+            100 * values["share_of_matrix_rate"],
+            values["peak_memory_gib"],
             left / 60,
         )
 

@@ -1,0 +1,59 @@
+"""Counted work is what PyTorch's own counter sees in a forward pass without padding."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from devil.cost import (
+    language_model_attention,
+    matrix_rate,
+    matrix_weights,
+    peak_memory,
+    training_flops,
+)
+from devil.language_model import short_sequence_attention
+from devil.loss import caption_loss
+from devil.translator import Translator
+
+
+@pytest.mark.parametrize("family", ["opt", "opt-projected", "gpt2", "llama"])
+def test_language_model_forward(family: str, tmp_path: Path) -> None:
+    lm = tiny.load_tiny_language_model(tmp_path, family)
+    embeddings = torch.zeros(2, 7, tiny.WIDTH)
+    cpu = torch.device("cpu")
+    with FlopCounterMode(display=False) as counter, short_sequence_attention(cpu):
+        lm.hidden(embeddings, use_cache=False)
+    expected = 2 * matrix_weights(lm.model.base_model) * 14
+    # Rotations of positions are a few small products.
+    expected += language_model_attention(lm).flops(2 * 49)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+def test_training_step(tmp_path: Path) -> None:
+    lm = tiny.load_tiny_language_model(tmp_path, "opt")
+    translator = Translator(tiny.SMALL, {"a": 6, "b": 8}, lm.embedding_width)
+    features = {"a": torch.randn(2, 6), "b": torch.randn(2, 8)}
+    visible = torch.ones(2, 2, dtype=torch.bool)
+    captions = [[5, 6, 7, 8], [9, 10, 11, 12]]
+    needed = training_flops(translator, lm, visible, captions)
+    assert lm.packs  # found out once, by a few runs of the model
+    with (
+        FlopCounterMode(display=False) as counter,
+        short_sequence_attention(torch.device("cpu")),
+    ):
+        caption_loss(lm, translator(features), captions).total.backward()
+    # Features need no gradient, which the formula leaves aside.
+    assert needed == pytest.approx(counter.get_total_flops(), rel=0.05)
+    fewer = training_flops(translator, lm, torch.tensor([[True, False]] * 2), captions)
+    assert fewer < needed
+
+
+def test_rate_and_memory() -> None:
+    cpu = torch.device("cpu")
+    assert matrix_rate(cpu, torch.float32, repeats=1) > 1e8
+    before = peak_memory(cpu)
+    held = torch.ones(before // 4 + 2**25)
+    assert peak_memory(cpu) > before and len(held)
