@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from devil.errors import DataError
+from devil.errors import DataError, MissingToolError
 from devil.files import write_atomically
 
 PAIRS = 10_000
+COMMAND = "python -m devil.evaluation.bert_baseline"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,19 @@ def bert_baseline(options: BertBaselineOptions) -> Path:
     content = "\n".join(map(",".join, rows)) + "\n"
     options.output.parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(options.output, content.encode())
+
+
+def check_baseline(path: Path) -> None:
+    """Whether bert-score can rescale with a file; where there is none it would not rescale at all.
+
+    Raises:
+        MissingToolError: there is no such file.
+    """
+    if not path.is_file():
+        raise MissingToolError(
+            f"the baseline {path} does not exist; make one with {COMMAND} and give it as "
+            "baseline_path, or do not rescale."
+        )
 
 
 if __name__ == "__main__":

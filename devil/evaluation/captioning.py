@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from devil.errors import DataError, MissingToolError
+from devil.evaluation.bert_baseline import COMMAND, check_baseline
 
 logger = logging.getLogger(__name__)
 
@@ -269,10 +270,8 @@ def bert_f1(
         raise MissingToolError(
             f"bert-score does not know {config.model}: give num_layers, the layer to compare."
         )
-    if config.rescale_with_baseline and not config.baseline_path and Path(config.model).is_dir():
-        raise MissingToolError(
-            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines."
-        )
+    if config.rescale_with_baseline:
+        check_baseline(_baseline_file(config))
     result = [0.0] * len(captions)
     rows = [row for row, text in enumerate(captions) if text.strip()]  # an empty one stops it
     if not rows:
@@ -305,6 +304,20 @@ def bert_f1(
     for row, value in zip(rows, scores[2].tolist(), strict=True):
         result[row] = value
     return result
+
+
+def _baseline_file(config: BertScoreConfig) -> Path:
+    """The CSV that is given, or the one that bert-score ships for the encoder."""
+    import bert_score
+
+    if config.baseline_path:
+        return Path(config.baseline_path)
+    if Path(config.model).is_dir():
+        raise MissingToolError(
+            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines; "
+            f"make one with {COMMAND}."
+        )
+    return Path(bert_score.__path__[0], "rescale_baseline", "en", f"{config.model}.tsv")
 
 
 def _check_english(wanted: Tokens) -> None:

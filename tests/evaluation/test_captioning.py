@@ -217,3 +217,22 @@ def test_keys_without_captions_are_told(caplog: pytest.LogCaptureFixture) -> Non
     assert "3 keys have no caption" in caplog.text
     with pytest.raises(DataError, match="unknown metrics rouge"):
         caption_scores(CANDIDATES, REFERENCES, metrics=["rouge"])
+
+
+def test_a_missing_baseline_is_named(bert_folder: Path, tmp_path: Path) -> None:
+    given = BertScoreConfig(
+        model=str(bert_folder),
+        num_layers=1,
+        rescale_with_baseline=True,
+        baseline_path=str(tmp_path / "none.csv"),
+    )
+    shipped = BertScoreConfig(model="someone/encoder", num_layers=1, rescale_with_baseline=True)
+    for bert, path in (
+        (given, "none.csv"),
+        (shipped, os.path.join("rescale_baseline", "en", "someone", "encoder.tsv")),
+    ):
+        scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bleu", "bert_score"], bert=bert)
+        assert "bleu_4" in scores.scores and "bert_score" not in scores.scores
+        reason = scores.missing["bert_score"]
+        assert f"{path} does not exist" in reason
+        assert "python -m devil.evaluation.bert_baseline" in reason
