@@ -97,16 +97,34 @@ def bert_baseline(options: BertBaselineOptions) -> Path:
     return write_atomically(options.output, content.encode())
 
 
-def check_baseline(path: Path) -> None:
+def check_baseline(path: Path, layer: int) -> None:
     """Whether bert-score can rescale with a file; where there is none it would not rescale at all.
 
     Raises:
-        MissingToolError: there is no such file.
+        MissingToolError: there is no such file, or no scores of the layer in it.
     """
+    import pandas
+
+    remedy = f"make one with {COMMAND} and give it as baseline_path, or do not rescale."
     if not path.is_file():
+        raise MissingToolError(f"the baseline {path} does not exist; {remedy}")
+    try:
+        table = pandas.read_csv(path).to_numpy(dtype=float)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip()
         raise MissingToolError(
-            f"the baseline {path} does not exist; make one with {COMMAND} and give it as "
-            "baseline_path, or do not rescale."
+            f"the baseline {path} is no table of numbers: {reason}; {remedy}"
+        ) from error
+    if not 0 <= layer < len(table):
+        raise MissingToolError(
+            f"the baseline {path} has no row of layer {layer}, only {len(table)} from 0; give "
+            f"another num_layers, or {remedy}"
+        )
+    row = table[layer]
+    if len(row) != 4 or not (np.isfinite(row).all() and (row[1:] < 1).all()):
+        raise MissingToolError(
+            f"the baseline {path} has {row.tolist()} for layer {layer}, not LAYER,P,R,F with "
+            f"scores below 1; {remedy}"
         )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devil.errors import DataError, MissingToolError
+from devil.errors import ConfigError, DataError, MissingToolError
 from devil.evaluation.bert_baseline import COMMAND, check_baseline
 
 logger = logging.getLogger(__name__)
@@ -59,6 +59,10 @@ class BertScoreConfig:
     """Lower-case captions and references first."""
     batch_size: int = 64
     """Sentences at a time."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; allowed: at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +275,8 @@ def bert_f1(
             f"bert-score does not know {config.model}: give num_layers, the layer to compare."
         )
     if config.rescale_with_baseline:
-        check_baseline(_baseline_file(config))
+        layer = model2layers[config.model] if config.num_layers is None else config.num_layers
+        check_baseline(_baseline_file(config), layer)
     result = [0.0] * len(captions)
     rows = [row for row, text in enumerate(captions) if text.strip()]  # an empty one stops it
     if not rows:
@@ -298,6 +303,10 @@ def bert_f1(
         raise MissingToolError(
             f"the tokenizer of {config.model} sets no model_max_length, which bert-score needs; "
             "add it to its tokenizer_config.json."
+        ) from error
+    except AssertionError as error:  # bert-score's own check of the layer
+        raise MissingToolError(
+            f"num_layers is {config.num_layers} for {config.model}; give one that it has: {error}."
         ) from error
     except (OSError, ValueError) as error:
         raise MissingToolError(f"{config.model} could not be loaded: {error}") from error

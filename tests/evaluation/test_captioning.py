@@ -18,7 +18,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from devil.errors import DataError, MissingToolError
+from devil.errors import ConfigError, DataError, MissingToolError
 from devil.evaluation.captioning import (
     EVERY,
     BertScoreConfig,
@@ -236,3 +236,41 @@ def test_a_missing_baseline_is_named(bert_folder: Path, tmp_path: Path) -> None:
         reason = scores.missing["bert_score"]
         assert f"{path} does not exist" in reason
         assert "python -m devil.evaluation.bert_baseline" in reason
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_the_encoder_lacks_is_named(bert_folder: Path, layer: int) -> None:
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=layer)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bleu", "bert_score"], bert=bert)
+    assert "bleu_4" in scores.scores
+    assert f"num_layers is {layer}" in scores.missing["bert_score"]
+    assert "between 0 and 2" in scores.missing["bert_score"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n", "no row of layer 1, only 1"),
+        ("", "no table of numbers"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,a,b,c\n", "no table of numbers"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,0.1,,0.1\n", "not LAYER,P,R,F"),
+        ("LAYER,F\n0,0.1\n1,0.1\n", "not LAYER,P,R,F"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,1.0,1.0,1.0\n", "scores below 1"),
+    ],
+)
+def test_an_unusable_baseline_is_named(
+    bert_folder: Path, tmp_path: Path, content: str, reason: str
+) -> None:
+    path = tmp_path / "baseline.csv"
+    path.write_text(content)
+    bert = BertScoreConfig(
+        model=str(bert_folder), num_layers=1, rescale_with_baseline=True, baseline_path=str(path)
+    )
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bert_score", "bleu"], bert=bert)
+    assert "bleu_4" in scores.scores
+    assert reason in scores.missing["bert_score"] and str(path) in scores.missing["bert_score"]
+
+
+def test_batches_hold_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="batch_size is 0; allowed: at least 1"):
+        BertScoreConfig(batch_size=0)
