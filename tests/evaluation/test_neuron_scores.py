@@ -108,8 +108,20 @@ def test_people_are_scored_against_the_others() -> None:
         said = {str(i): text for i, text in enumerate(texts)}
         plain = caption_scores(said, others, metrics=["cider"]).cider
         assert found.left_out[name]["cider"] == pytest.approx(plain)
-    with pytest.raises(DataError, match="no unit has two"):
-        leave_one_out({"a/b/c/0": ["one"]})
+
+
+def test_single_descriptions_are_scored_without_people(
+    bert: BertScoreConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    single = {key: texts[:1] for key, texts in REFERENCES.items()}
+    found = score_neurons(CAPTIONS, single, TRAIN, metrics=BY_UNIT, bert=bert)
+    assert "no unit has two descriptions" in caplog.text
+    assert found.left_out == {} and found.left_out_rows == 0
+    for name, texts in CAPTIONS.items():
+        plain = caption_scores(texts, single, metrics=BY_UNIT, bert=bert)
+        for metric in BY_UNIT:
+            assert found.overall[name][metric] == pytest.approx(plain[metric], abs=1e-6)
+    assert found.overall["model"]["cider"] > found.overall["constant"]["cider"]
 
 
 def test_without_an_encoder_the_reason_is_kept() -> None:
