@@ -103,7 +103,7 @@ def speed(options: SpeedOptions) -> list[dict[str, Any]]:
                 logger.info("%s", _line(record))
             records += found
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = json.dumps(kept(path, records) + records, indent=1)
+            content = json.dumps(kept(path, records) + records, indent=2)
             write_atomically(path, f"{content}\n".encode())
     print(table(records).text())
     return records
