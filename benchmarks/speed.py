@@ -44,7 +44,7 @@ from benchmarks.speed_tasks import (
 from benchmarks.speed_training import extraction_case, training_case
 from devil.data.webdataset import list_shards, read_shard
 from devil.errors import ConfigError
-from devil.files import write_json
+from devil.files import write_atomically
 from devil.language_model import LanguageModel
 from devil.model import DeViL
 from devil.report.table import ReportTable
@@ -102,7 +102,9 @@ def speed(options: SpeedOptions) -> list[dict[str, Any]]:
             for record in found:
                 logger.info("%s", _line(record))
             records += found
-            write_json(path, kept(path, records) + records)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = json.dumps(kept(path, records) + records, indent=2)
+            write_atomically(path, f"{content}\n".encode())
     print(table(records).text())
     return records
 

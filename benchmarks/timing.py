@@ -40,7 +40,7 @@ def paired_seconds(
     """
     seconds = {name: Seconds([], []) for name in sides}
     for repeat in range(repeats):
-        names = list(sides) if repeat % 2 == 0 else list(reversed(sides))
+        names = list(sides) if repeat % 2 == 0 else list(sides)[::-1]
         for name in names:
             synchronise(device)
             started, used = time.perf_counter(), time.process_time()

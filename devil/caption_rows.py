@@ -167,7 +167,7 @@ class _Builder:
         prefixes = np.concatenate([self.prefixes[i] for i in sorted(self.prefixes)])
         arrays = (self.ids, self.image, self.caption, self.positions, prefixes, predicting)
         tensors = [torch.from_numpy(array.astype(np.int64)) for array in arrays]
-        return CaptionRows(*tensors, torch.tensor(self.labels, dtype=torch.long))
+        return CaptionRows._make([*tensors, torch.tensor(self.labels, dtype=torch.long)])
 
 
 def length_buckets(lengths: Sequence[int]) -> list[list[int]]:

@@ -33,8 +33,10 @@ class VisibleTokens(NamedTuple):
         target = (torch.arange(len(shown), device=shown.device)[:, None] * width + rank)[shown]
         mask = torch.arange(width, device=shown.device) < counts[:, None]
         source = shown.flatten().nonzero()[:, 0]
-        found = (t.to(device, non_blocking=True) for t in (source, target, mask[:, None, None]))
-        return cls(*found, width)
+        source, target, mask = (
+            t.to(device, non_blocking=True) for t in (source, target, mask[:, None, None])
+        )
+        return cls(source, target, mask, width)
 
 
 def encode_visible(

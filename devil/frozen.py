@@ -35,5 +35,7 @@ def with_matrices_in(language_model: LanguageModel, dtype: torch.dtype) -> Langu
 
 def _wider(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether autocast would narrow a module's weights."""
-    products = type(module) is nn.Linear or isinstance(module, Conv1D)
-    return products and module.weight.itemsize > dtype.itemsize
+    if type(module) is nn.Linear or isinstance(module, Conv1D):
+        weight = module.weight
+        return isinstance(weight, torch.Tensor) and weight.itemsize > dtype.itemsize
+    return False
