@@ -125,7 +125,7 @@ def continue_greedily(language_model: LanguageModel, state: Prefill, longest: in
             language_model.embed(token[:, None]), past_key_values=cache, use_cache=True
         )
         hidden = output.last_hidden_state[:, -1]
-    return _captions(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
+    return captions_of(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
 
 
 def remaining(going: Bool[Tensor, "batch"]) -> Int[Tensor, "left"]:
@@ -136,14 +136,18 @@ def remaining(going: Bool[Tensor, "batch"]) -> Int[Tensor, "left"]:
     return order
 
 
-def _captions(
+def captions_of(
     language_model: LanguageModel,
     tokens: Sequence[Sequence[int]],
     scores: Sequence[float],
     lengths: Sequence[int],
 ) -> list[Caption]:
-    rows = zip(tokens, scores, lengths, strict=True)
-    return [
-        Caption(text=language_model.text(ids[:length]), log_probability=score, tokens=length)
-        for ids, score, length in rows
-    ]
+    """Each row's first tokens as a caption with its score; equal ones are put in words once."""
+    texts: dict[tuple[int, ...], str] = {}
+    captions = []
+    for ids, score, length in zip(tokens, scores, lengths, strict=True):
+        said = tuple(ids[:length])
+        if said not in texts:
+            texts[said] = language_model.text(said)
+        captions.append(Caption(text=texts[said], log_probability=score, tokens=length))
+    return captions

@@ -5,14 +5,13 @@ that have ended leave. Each sample has random numbers of its own, so that neithe
 memory changes what is said. Top-p: arXiv 1904.09751; with TExplain's settings (arXiv 2309.00733).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from devil.decoding import check_length
+from devil.decoding import captions_of, check_length
 from devil.errors import ConfigError
 from devil.explanation import Caption
 from devil.language_model import LanguageModel
@@ -120,23 +119,7 @@ def _sample(
             language_model.embed(parting.token[:, None]), past_key_values=cache, use_cache=True
         )
         hidden = output.last_hidden_state[:, -1]
-    return _captions(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
-
-
-def _captions(
-    language_model: LanguageModel,
-    tokens: Sequence[Sequence[int]],
-    scores: Sequence[float],
-    lengths: Sequence[int],
-) -> list[Caption]:
-    texts: dict[tuple[int, ...], str] = {}
-    captions = []
-    for ids, score, length in zip(tokens, scores, lengths, strict=True):
-        said = tuple(ids[:length])
-        if said not in texts:
-            texts[said] = language_model.text(said)
-        captions.append(Caption(text=texts[said], log_probability=score, tokens=length))
-    return captions
+    return captions_of(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
 
 
 class Parting(NamedTuple):
