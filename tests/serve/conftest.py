@@ -14,6 +14,7 @@ import ray.serve
 from tiny import encoded, picture, tiny_model
 
 from devil import DeViL
+from pipelines.pool import start_ray
 from serve.app import app
 from serve.settings import Settings
 
@@ -56,8 +57,7 @@ def model(model_folder: Path) -> DeViL:
 def address(model_folder: Path) -> Iterator[str]:
     """Where the application answers; Ray is left running if others had started it."""
     ours = not ray.is_initialized()
-    if ours:
-        ray.init(address="local", num_cpus=4, include_dashboard=False)
+    start_ray()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
