@@ -21,6 +21,7 @@ def with_matrices_in(language_model: LanguageModel, dtype: torch.dtype) -> Langu
     """
     if not any(_wider(module, dtype) for module in language_model.modules()):
         return language_model
+    _ = language_model.attends_by_caption  # found out while all is in one precision, and copied
     shared = [*language_model.parameters(), *language_model.buffers()]
     memo: dict[int, object] = {id(tensor): tensor for tensor in shared}
     memo[id(language_model.tokenizer)] = language_model.tokenizer

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from devil.language_model import LanguageModel
 
-CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
-"""Size of one chunk's logits in float32."""
+CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**30}
+"""Size of one chunk's logits in float32: on a CPU, what its cache holds."""
+CHUNK_ROWS = 128
+"""Rows that a chunk has at least, for the sake of the matrix product."""
 
 
 def label_loss(
@@ -82,7 +84,8 @@ def _loss_and_gradient(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     total = torch.zeros((), dtype=wide, device=hidden.device)
     gradient = torch.empty_like(hidden) if wanted else None
-    chunk = max(1, CHUNK_BYTES.get(hidden.device.type, 2**26) // (len(weight) * wide.itemsize))
+    size = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+    chunk = max(CHUNK_ROWS, size // (len(weight) * wide.itemsize))
     count = min(chunk, len(hidden))
     logits = hidden.new_empty(count, len(weight))
     table = logits.new_empty(logits.shape, dtype=wide)  # both are used again by each chunk

@@ -19,6 +19,7 @@ from transformers.activations import NewGELUActivation
 
 from devil.backbones.base import weights_digest
 from devil.cache import reserved_cache
+from devil.caption_attention import caption_layout, run_layout
 from devil.config import LanguageModelConfig
 from devil.errors import CaptionError, LanguageModelError, QueryError
 from devil.packing import pack
@@ -105,6 +106,31 @@ class LanguageModel(nn.Module):
             return False
         return torch.allclose(together, apart, rtol=1e-2, atol=1e-2)
 
+    @functools.cached_property
+    def attends_by_caption(self) -> bool:
+        """Whether captions can stand in one row behind their prefixes (`devil.caption_attention`).
+
+        Tried out once: models with attention of their own, outside transformers' interface, or
+        with scores that are capped or biased, do not.
+        """
+        device, texts, before = self.device, [[0, 1, 2], [2, 1]], [[self.eos, 1], [1, 1]]
+        layout = caption_layout(texts, 2, bos=None, eos=self.eos, prefix=2).to(device)
+        prefix = self.embed(torch.tensor(before, device=device))
+        embeddings = self.embed(layout.ids).index_copy(0, layout.prefix, prefix.flatten(0, 1))
+        with torch.inference_mode(), self._without_dropout():
+            try:
+                together = run_layout(self.model.base_model, embeddings, layout)
+            except (TypeError, ValueError, RuntimeError):
+                return False
+            apart = [
+                self.hidden(self.embed(torch.tensor([start + text], device=device)))
+                for start, text in zip(before, texts, strict=True)
+            ]
+        longer, shorter = (states.last_hidden_state[0] for states in apart)
+        expected = torch.cat([longer[:2], shorter[:2], shorter[2:], longer[2:]])
+        tolerance = max(1e-2, 8 * torch.finfo(expected.dtype).eps)
+        return torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -128,6 +154,15 @@ class LanguageModel(nn.Module):
             yield
         finally:
             self.model.eval()
+
+    @contextlib.contextmanager
+    def _without_dropout(self) -> Iterator[None]:
+        active = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(active)
 
     def digest(self) -> str:
         """SHA-256 (first 16 hex digits) of the weights."""

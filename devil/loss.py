@@ -1,8 +1,8 @@
 """The training loss: next-token cross-entropy of captions that continue a prefix.
 
 The input is ``[BOS, prefix × n, caption, EOS]``; caption and EOS are the labels. Captions
-of one image share their prefix, and several images share a row (`caption_rows`); a language
-model that cannot be packed gets one row for each caption, in groups of similar length. The head
+of one image share their prefix, and all stand in one row (`caption_attention`); a language model
+that cannot run so gets one row for each caption, in groups of similar length. The head
 runs on label positions only, and its gradient is computed with its loss (`head_loss`).
 """
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from devil.caption_rows import length_buckets, packed_rows
+from devil.caption_attention import caption_layout, length_groups, run_layout
 from devil.head_loss import label_loss
 from devil.language_model import LanguageModel
 
@@ -66,34 +66,30 @@ def caption_loss(
     """
     each, rest = divmod(len(captions), prefix.shape[0])
     assert each >= 1 and rest == 0, (len(captions), prefix.shape[0])
-    if language_model.packs:
-        hidden, labels = _packed(language_model, prefix, captions)
+    if language_model.attends_by_caption:
+        hidden, labels = _together(language_model, prefix, captions)
     else:
         hidden, labels = _one_by_one(language_model, prefix, captions, each)
     return CaptionLoss(label_loss(language_model, hidden, labels), len(labels))
 
 
-def _packed(
+def _together(
     language_model: LanguageModel,
     prefix: Float[Tensor, "batch prefix hidden"],
     captions: Sequence[Sequence[int]],
 ) -> tuple[Float[Tensor, "label hidden"], Int[Tensor, "label"]]:
-    """Hidden states that predict a label, and the labels: several images' captions in a row."""
-    rows = packed_rows(
+    """Hidden states that predict a label, and the labels: all captions in one row."""
+    layout = caption_layout(
         captions,
         prefix.shape[0],
         bos=language_model.bos,
         eos=language_model.eos,
         prefix=prefix.shape[1],
-        context=language_model.context,
     ).to(prefix.device)
-    words = language_model.embed(rows.ids)
-    given = prefix.to(words.dtype).flatten(0, 1)
-    embeddings = words.flatten(0, 1).index_copy(0, rows.prefix, given).view(words.shape)
-    hidden = language_model.hidden(
-        embeddings, attention_mask=rows.mask(), position_ids=rows.positions, use_cache=False
-    ).last_hidden_state
-    return hidden.flatten(0, 1).index_select(0, rows.predicting), rows.labels
+    words = language_model.embed(layout.ids)
+    embeddings = words.index_copy(0, layout.prefix, prefix.to(words.dtype).flatten(0, 1))
+    hidden = run_layout(language_model.model.base_model, embeddings, layout)
+    return hidden.index_select(0, layout.predicting), layout.labels
 
 
 def _one_by_one(
@@ -106,7 +102,7 @@ def _one_by_one(
     start = language_model.start(prefix)
     lengths = [start.shape[1] + len(ids) for ids in captions]
     states, found = [], []
-    for group in length_buckets(lengths):
+    for group in length_groups(lengths):
         labels, real = pad_captions([captions[i] for i in group], language_model.eos, prefix.device)
         images = torch.tensor(group, device=prefix.device) // each
         # Padding stands behind the caption, where causal attention cannot see it.

@@ -39,7 +39,7 @@ def test_training_step(tmp_path: Path) -> None:
     visible = torch.ones(2, 2, dtype=torch.bool)
     captions = [[5, 6, 7, 8], [9, 10, 11, 12]]
     needed = training_flops(translator, lm, visible, captions)
-    assert lm.packs  # found out once, by a few runs of the model
+    assert lm.attends_by_caption  # found out once, by a few runs of the model
     with (
         FlopCounterMode(display=False) as counter,
         short_sequence_attention(torch.device("cpu")),

@@ -85,6 +85,7 @@ def test_equals_the_direct_way(
 ) -> None:
     lm = make()
     monkeypatch.setitem(devil.head_loss.CHUNK_BYTES, "cpu", chunk * 320 * 4)
+    monkeypatch.setattr(devil.head_loss, "CHUNK_ROWS", 1)
     hidden, labels = example()
     value, gradient = value_and_gradient(lambda h: label_loss(lm, h, labels), hidden)
     expected, slow = value_and_gradient(direct(lm, labels), hidden)
@@ -97,6 +98,7 @@ def test_equals_the_direct_way(
 def test_the_logits_of_all_rows_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = gpt2()
     monkeypatch.setitem(devil.head_loss.CHUNK_BYTES, "cpu", 4 * 320 * 4)
+    monkeypatch.setattr(devil.head_loss, "CHUNK_ROWS", 1)
     made: list[int] = []
     softmax = torch.log_softmax
 

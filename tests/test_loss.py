@@ -34,16 +34,16 @@ def prefixes(rows: int, seed: int = 0) -> torch.Tensor:
     return values.requires_grad_()
 
 
-def test_every_tried_family_packs(lm: LanguageModel) -> None:
-    assert lm.packs
+def test_every_tried_family_runs_captions_together(lm: LanguageModel) -> None:
+    assert lm.attends_by_caption
 
 
-@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("each", [1, 2, 3])
 def test_value_and_gradient_equal_the_reference(
-    lm: LanguageModel, each: int, packs: bool, monkeypatch: pytest.MonkeyPatch
+    lm: LanguageModel, each: int, together: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(vars(lm), "packs", packs)
+    monkeypatch.setitem(vars(lm), "attends_by_caption", together)
     captions = [lm.caption_ids(text) for text in TEXTS]
     fast_prefix, slow_prefix = prefixes(6 // each), prefixes(6 // each)
     with short_sequence_attention(fast_prefix.device):
@@ -91,7 +91,7 @@ def test_an_empty_caption_has_no_label(lm: LanguageModel) -> None:
     assert (nothing.total.item(), nothing.tokens) == (0.0, 0)
 
 
-def test_a_model_that_ignores_positions_is_not_packed() -> None:
+def test_a_model_that_ignores_positions_runs_captions_apart() -> None:
     """BLOOM has biases of distance (ALiBi) instead of positions."""
     tokenizer = tiny.tiny_tokenizer("llama")
     config = transformers.BloomConfig(
@@ -100,12 +100,51 @@ def test_a_model_that_ignores_positions_is_not_packed() -> None:
     torch.manual_seed(0)
     model = transformers.BloomForCausalLM(config).double()
     bloom = LanguageModel(model, tokenizer, LanguageModelConfig(name="bloom"))
-    assert not bloom.packs
+    assert not bloom.packs and not bloom.attends_by_caption
     captions = [bloom.caption_ids(text) for text in TEXTS[:4]]
     total, count = reference.caption_loss(bloom, prefixes(2), captions)
     fast = caption_loss(bloom, prefixes(2), captions)
     assert fast.tokens == count
     torch.testing.assert_close(fast.total, total, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sliding_window_shorter_than_captions() -> None:
+    """Mistral's layers see so many tokens back; a caption's end is beyond it from BOS."""
+    tokenizer = tiny.tiny_tokenizer("llama")
+    config = transformers.MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=tiny.WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=6,
+    )
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(config).double()
+    mistral = LanguageModel(model, tokenizer, LanguageModelConfig(name="mistral"))
+    assert mistral.attends_by_caption
+    short, long = [[7, 8], [9]], [[7, 8, 9, 7, 8, 9], [9]]
+    for captions in (short, long):
+        total, _ = reference.caption_loss(mistral, prefixes(2), captions)
+        found = caption_loss(mistral, prefixes(2), captions)
+        torch.testing.assert_close(found.total, total, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_of_the_language_model_stays_its_own(tmp_path: Path) -> None:
+    """Its first use may be with dropout active, as in training; what it can do does not change."""
+    lm = tiny.load_tiny_language_model(tmp_path, "opt")
+    lm.model.config.attention_dropout = 0.9
+    for layer in lm.model.base_model.decoder.layers:
+        layer.dropout = layer.self_attn.dropout = 0.9
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    prefix = prefixes(6).float()
+    with lm.with_dropout(True):
+        noisy = [caption_loss(lm, prefix, captions).total.item() for _ in range(2)]
+        assert lm.attends_by_caption and lm.model.training
+    assert noisy[0] != noisy[1]
+    quiet = [caption_loss(lm, prefix, captions).total.item() for _ in range(2)]
+    assert quiet[0] == quiet[1]
 
 
 def test_labels_are_the_caption_and_its_end() -> None:

@@ -1,0 +1,218 @@
+"""Captions behind their images' prefixes in one row, each attending to its prefix and itself alone.
+
+The row is ``[BOS, prefix × n]`` of one image after the other, then all captions, shortest first.
+A language model's matrices see it as one list of tokens without padding. Its attention is replaced,
+for as long as it runs, by two that touch no pair of positions that do not see each other, but for
+captions of one group being padded to its longest: prefixes among themselves, and each caption on
+its image's prefix and on itself. As a mask over rows this was two fifths of a training step.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AttentionInterface
+
+SLACK = 3.0
+"""Longest over shortest caption of a group."""
+
+
+class CaptionGroup(NamedTuple):
+    """Captions of similar length, next to each other in the row."""
+
+    first: int
+    """Place in the row of the group's first token."""
+    image: Int[Tensor, "caption"]
+    """Image of each caption."""
+    places: Int[Tensor, "token"]
+    """Where the tokens are in the group's flattened rectangle, caption × width."""
+    width: int
+    """Tokens of the longest caption."""
+
+
+class CaptionLayout(NamedTuple):
+    """The row's tokens, and where its labels are."""
+
+    ids: Int[Tensor, "position"]
+    """Token ids; anything where a prefix stands."""
+    positions: Int[Tensor, "position"]
+    """Place in the text that a token sees."""
+    prefix: Int[Tensor, "place"]
+    """Where the prefixes stand, image by image."""
+    predicting: Int[Tensor, "label"]
+    """Where each label is predicted."""
+    labels: Int[Tensor, "label"]
+    """Each caption and its EOS."""
+    images: int
+    before: int
+    """Positions of each image's BOS and prefix."""
+    groups: tuple[CaptionGroup, ...]
+
+    def to(self, device: torch.device) -> "CaptionLayout":
+        """The same on a device, in one copy."""
+        if device.type == "cpu":
+            return self
+        tensors = [*self[:5], *(t for group in self.groups for t in (group.image, group.places))]
+        flat = torch.cat(tensors).pin_memory().to(device, non_blocking=True)
+        parts = list(flat.split([len(tensor) for tensor in tensors]))
+        groups = tuple(
+            group._replace(image=parts[5 + 2 * i], places=parts[6 + 2 * i])
+            for i, group in enumerate(self.groups)
+        )
+        return CaptionLayout(*parts[:5], self.images, self.before, groups)
+
+
+def caption_layout(
+    captions: Sequence[Sequence[int]], images: int, *, bos: int | None, eos: int, prefix: int
+) -> CaptionLayout:
+    """All captions of a batch behind their prefixes, on the CPU.
+
+    Args:
+        captions: token ids without BOS and EOS; the same number for each image, an image's
+            together. An empty one has no label.
+        images: number of images.
+        bos, eos: token ids; `bos` is None where sequences start with the prefix.
+        prefix: number n of prefix embeddings.
+    """
+    each = len(captions) // images
+    start = [] if bos is None else [bos]
+    before = len(start) + prefix
+    heads = torch.arange(images * before).view(images, before)
+    ids = [*start, *[eos] * prefix] * images
+    positions = list(range(before)) * images
+    predicting: list[int] = []
+    labels: list[int] = []
+    groups = []
+    for members in length_groups([len(caption) for caption in captions]):
+        first, width, places = len(ids), len(captions[members[-1]]), []
+        for row, index in enumerate(members):
+            caption, here = captions[index], len(ids)
+            # The prefix's end predicts the first token, each token the next, the last one EOS.
+            predicting += [(index // each + 1) * before - 1, *range(here, here + len(caption))]
+            labels += [*caption, eos]
+            ids += caption
+            positions += range(before, before + len(caption))
+            places += range(row * width, row * width + len(caption))
+        image = torch.tensor(members) // each
+        groups.append(CaptionGroup(first, image, torch.tensor(places), width))
+    return CaptionLayout(
+        torch.tensor(ids),
+        torch.tensor(positions),
+        heads[:, len(start) :].flatten(),
+        torch.tensor(predicting, dtype=torch.long),
+        torch.tensor(labels, dtype=torch.long),
+        images,
+        before,
+        tuple(groups),
+    )
+
+
+def length_groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of what is not empty in groups of similar length, shortest first."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not lengths[index]:
+            continue
+        if not groups or lengths[index] > SLACK * lengths[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(index)
+    return groups
+
+
+def run_layout(
+    body: Any, embeddings: Float[Tensor, "position hidden"], layout: CaptionLayout
+) -> Float[Tensor, "position hidden"]:
+    """Hidden states of a language model's body, for a row of captions behind prefixes.
+
+    Args:
+        body: a transformers model without its head, that attends through `AttentionInterface`.
+        embeddings: inputs of the row.
+        layout: the row.
+    """
+    with _attention_by(body.config.get_text_config(), layout):
+        return body(
+            inputs_embeds=embeddings[None], position_ids=layout.positions[None], use_cache=False
+        ).last_hidden_state[0]
+
+
+NAME = "devil_captions"
+_layout: contextvars.ContextVar[CaptionLayout] = contextvars.ContextVar("layout")
+
+
+@contextlib.contextmanager
+def _attention_by(config: Any, layout: CaptionLayout) -> Iterator[None]:
+    usual = config._attn_implementation
+    token = _layout.set(layout)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+        _layout.reset(token)
+
+
+def _attend(
+    module: Any,
+    query: Float[Tensor, "1 head position channel"],
+    key: Float[Tensor, "1 group position channel"],
+    value: Float[Tensor, "1 group position channel"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Float[Tensor, "1 position head channel"], None]:
+    """What transformers calls in each layer: attention along the layout.
+
+    Raises:
+        ValueError: the model wants something else of its attention.
+    """
+    layout = _layout.get()
+    if others.get("softcap") is not None or others.get("position_bias") is not None:
+        raise ValueError("attention with capped or biased scores is not laid out by caption")
+    window = others.get("sliding_window")
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
+    end = layout.images * layout.before
+    rows = [t[0] for t in (query, key, value)]  # (head, position, channel)
+    starts = [t[:, :end].unflatten(1, (layout.images, layout.before)) for t in rows]
+    options = {"dropout_p": dropout, "scale": scaling}
+    mask = _causal(layout.before, layout.before, window, query.device)
+    found = F.scaled_dot_product_attention(*starts, attn_mask=mask, **options)
+    mixed = [found.flatten(1, 2)]
+    for group in layout.groups:
+        tokens = slice(group.first, group.first + len(group.places))
+        texts = [_padded(t[:, tokens], group) for t in rows]
+        shared = [t.index_select(1, group.image) for t in starts[1:]]
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(shared, texts[1:], strict=True))
+        mask = _causal(group.width, layout.before + group.width, window, query.device)
+        found = F.scaled_dot_product_attention(texts[0], keys, values, attn_mask=mask, **options)
+        mixed.append(found.flatten(1, 2).index_select(1, group.places))
+    return torch.cat(mixed, dim=1).transpose(0, 1)[None], None
+
+
+def _padded(
+    tokens: Float[Tensor, "head token channel"], group: CaptionGroup
+) -> Float[Tensor, "head caption width channel"]:
+    """A group's tokens as a rectangle; padding stands behind a caption, which cannot see it."""
+    heads, _, channels = tokens.shape
+    flat = tokens.new_zeros(heads, len(group.image) * group.width, channels)
+    return flat.index_copy(1, group.places, tokens).unflatten(1, (-1, group.width))
+
+
+def _causal(
+    asking: int, answering: int, window: int | None, device: torch.device
+) -> Bool[Tensor, "token key"]:
+    """The last tokens each see itself and the tokens before it, as far as a window lets them."""
+    sees = torch.ones(asking, answering, dtype=torch.bool, device=device)
+    first = answering - asking  # place of the first token that asks
+    sees = sees.tril(diagonal=first)
+    return sees if window is None else sees.triu(diagonal=first - window + 1)
+
+
+AttentionInterface.register(NAME, _attend)
