@@ -1,6 +1,7 @@
 """Captions behind their images' prefixes in one row, each attending to its prefix and itself alone.
 
-The row is ``[BOS, prefix × n]`` of one image after the other, then all captions, shortest first.
+The row is ``[BOS, prefix × n]`` of one image after the other, then all captions, shortest first,
+and a little filling.
 A language model's matrices see it as one list of tokens without padding. Its attention is replaced,
 for as long as it runs, by two that touch no pair of positions that do not see each other, but for
 captions of one group being padded to its longest: prefixes among themselves, and each caption on
@@ -9,6 +10,7 @@ its image's prefix and on itself. As a mask over rows this was two fifths of a t
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,8 +20,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AttentionInterface
 
-SLACK = 3.0
-"""Longest over shortest caption of a group."""
+GROUPS = 4
+"""Into which captions are sorted by length."""
+WIDTHS = 4
+"""A group's width is a multiple of this, and"""
+LENGTHS = 64
+"""the row's length of this: sizes that come again find memory and kernels that are there already."""
 
 
 class CaptionGroup(NamedTuple):
@@ -32,7 +38,7 @@ class CaptionGroup(NamedTuple):
     places: Int[Tensor, "token"]
     """Where the tokens are in the group's flattened rectangle, caption × width."""
     width: int
-    """Tokens of the longest caption."""
+    """Tokens of the longest caption, or a little more."""
 
 
 class CaptionLayout(NamedTuple):
@@ -89,7 +95,7 @@ def caption_layout(
     labels: list[int] = []
     groups = []
     for members in length_groups([len(caption) for caption in captions]):
-        first, width, places = len(ids), len(captions[members[-1]]), []
+        first, width, places = len(ids), round_up(len(captions[members[-1]]), WIDTHS), []
         for row, index in enumerate(members):
             caption, here = captions[index], len(ids)
             # The prefix's end predicts the first token, each token the next, the last one EOS.
@@ -100,6 +106,9 @@ def caption_layout(
             places += range(row * width, row * width + len(caption))
         image = torch.tensor(members) // each
         groups.append(CaptionGroup(first, image, torch.tensor(places), width))
+    filling = round_up(len(ids), LENGTHS) - len(ids)
+    ids += [eos] * filling
+    positions += [0] * filling
     return CaptionLayout(
         torch.tensor(ids),
         torch.tensor(positions),
@@ -113,15 +122,15 @@ def caption_layout(
 
 
 def length_groups(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices of what is not empty in groups of similar length, shortest first."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if not lengths[index]:
-            continue
-        if not groups or lengths[index] > SLACK * lengths[groups[-1][0]]:
-            groups.append([])
-        groups[-1].append(index)
-    return groups
+    """Indices of what is not empty in groups of equal number, shortest first."""
+    order = sorted((i for i, length in enumerate(lengths) if length), key=lambda i: lengths[i])
+    size = max(1, math.ceil(len(order) / GROUPS))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-count // multiple) * multiple
 
 
 def run_layout(
@@ -193,6 +202,8 @@ def _attend(
         mask = _causal(group.width, layout.before + group.width, window, query.device)
         found = F.scaled_dot_product_attention(texts[0], keys, values, attn_mask=mask, **options)
         mixed.append(found.flatten(1, 2).index_select(1, group.places))
+        end += len(group.places)
+    mixed.append(rows[0].new_zeros(rows[0].shape[0], rows[0].shape[1] - end, rows[0].shape[2]))
     return torch.cat(mixed, dim=1).transpose(0, 1)[None], None
 
 

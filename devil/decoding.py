@@ -21,6 +21,8 @@ from devil.prefill import Prefill, distinct, prefills
 
 GPU_PATIENCE = 8
 """Steps after which a GPU is asked which rows have ended: to ask is to wait for it."""
+CACHED_BYTES = 2**20
+"""What a CPU's core has at hand."""
 
 
 def greedy_captions(
@@ -86,7 +88,12 @@ def likeliest(language_model: LanguageModel, hidden: Float[Tensor, "batch hidden
         logits = language_model.logits(rows)
         best, token = logits.max(dim=-1)
         tokens.append(token)
-        scores.append(best - logits.logsumexp(dim=-1))
+        # In place, and on a CPU some rows at a time, so that they stay in its cache.
+        size = len(rows)
+        if logits.device.type == "cpu":
+            size = max(1, CACHED_BYTES // (logits.shape[1] * logits.element_size()))
+        for part, top in zip(logits.split(size), best.split(size), strict=True):
+            scores.append(-part.sub_(top[:, None]).exp_().sum(dim=-1).log())
     return Likeliest(torch.cat(tokens), torch.cat(scores))
 
 

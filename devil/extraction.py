@@ -23,6 +23,7 @@ from devil.errors import CaptionError, DataError, FeatureStoreError, ImageError
 from devil.features import FeatureStore, PartMetadata, PartWriter
 from devil.images import open_image
 from devil.pooling import dropout_masks, masked_mean, mean_pool, row_generator
+from devil.prefetching import prefetched
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -41,6 +42,13 @@ class _Prepared(NamedTuple):
     sample: Sample
     tensor: Tensor
     size: tuple[int, int]
+
+
+class _Failure(NamedTuple):
+    key: str
+    source: str
+    stage: str
+    error: Exception
 
 
 class ShardIdentity(NamedTuple):
@@ -105,14 +113,12 @@ class Extractor:
         started = time.perf_counter()
         writer = PartWriter(self.store, shard_name(shard))
         with ThreadPoolExecutor(self.threads) as pool:
-            samples = self._read(shard, writer)
-            while batch := list(islice(samples, self.config.batch_size)):
-                results = list(pool.map(self._prepare, batch))
-                prepared = [r for r in results if isinstance(r, _Prepared)]
-                for sample, result in zip(batch, results, strict=True):
-                    if not isinstance(result, _Prepared):
-                        stage, error = result
-                        writer.fail(sample.key, sample.source, stage, error)
+            # The next pictures are decoded while the backbone sees these.
+            for batch in prefetched(self._batches(shard, pool)):
+                for entry in batch:
+                    if isinstance(entry, _Failure):
+                        writer.fail(*entry)
+                prepared = [entry for entry in batch if isinstance(entry, _Prepared)]
                 if prepared:
                     self._add(prepared, writer)
         seconds = time.perf_counter() - started
@@ -131,23 +137,28 @@ class Extractor:
         )
         return ShardRecord(shard, writer.rows, len(writer.failures), seconds)
 
-    def _read(self, shard: str, writer: PartWriter) -> Iterator[Sample]:
-        """Samples of the shard; damage to the shard itself becomes an error row without a key."""
-        try:
-            yield from read_shard(shard)
-        except DataError as error:
-            writer.fail("", shard, "read", error)
+    def _batches(
+        self, shard: str, pool: ThreadPoolExecutor
+    ) -> Iterator[list[_Prepared | _Failure]]:
+        """Pictures of the shard as the backbone takes them, in their order."""
+        samples = _read(shard)
+        while batch := list(islice(samples, self.config.batch_size)):
+            yield list(pool.map(self._prepare, batch))
 
-    def _prepare(self, sample: Sample) -> _Prepared | tuple[str, Exception]:
+    def _prepare(self, sample: Sample | _Failure) -> _Prepared | _Failure:
         """Decode and transform, or say at which stage that failed and why."""
+        if isinstance(sample, _Failure):
+            return sample
+        key, source = sample.key, sample.source
         try:
             if sample.image is None:
-                raise ImageError(f"{sample.key} has no picture; a .jpg, .png or .webp is needed.")
+                raise ImageError(f"{key} has no picture; a .jpg, .png or .webp is needed.")
             image = open_image(sample.image, max_pixels=self.config.max_pixels)
         except ImageError as error:
-            return "decode", error
+            return _Failure(key, source, "decode", error)
         if not sample.captions:
-            return "caption", CaptionError(f"{sample.key} has no caption, or empty ones only.")
+            error = CaptionError(f"{key} has no caption, or empty ones only.")
+            return _Failure(key, source, "caption", error)
         return _Prepared(sample, self.backbone.transform(image), image.size)
 
     @torch.inference_mode()
@@ -198,3 +209,11 @@ class Extractor:
             ]
             pooled.append(masked_mean(feature_map, torch.stack(masks).to(feature_map.device)))
         return torch.cat(pooled, dim=1).cpu().numpy()
+
+
+def _read(shard: str) -> Iterator[Sample | _Failure]:
+    """Samples of the shard; damage to the shard itself is a failure without a key."""
+    try:
+        yield from read_shard(shard)
+    except DataError as error:
+        yield _Failure("", shard, "read", error)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from devil.language_model import LanguageModel
+from devil.packed_weights import is_linear
 
 
 def with_matrices_in(language_model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
@@ -36,7 +37,7 @@ def with_matrices_in(language_model: LanguageModel, dtype: torch.dtype) -> Langu
 
 def _wider(module: nn.Module, dtype: torch.dtype) -> bool:
     """Whether autocast would narrow a module's weights."""
-    if type(module) is nn.Linear or isinstance(module, Conv1D):
+    if is_linear(module) or isinstance(module, Conv1D):
         weight = module.weight
         return isinstance(weight, torch.Tensor) and weight.itemsize > dtype.itemsize
     return False

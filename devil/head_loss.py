@@ -11,9 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from devil.language_model import LanguageModel
+from devil.packed_weights import is_linear
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**30}
 """Size of one chunk's logits in float32: on a CPU, what its cache holds."""
@@ -42,7 +43,7 @@ def _plain(language_model: LanguageModel, head: Any) -> bool:
         config, "final_logit_softcapping", None
     )
     return (
-        type(head) is nn.Linear
+        is_linear(head)
         and not changed
         and not any(parameter.requires_grad for parameter in head.parameters())
     )
@@ -89,14 +90,17 @@ def _loss_and_gradient(
     count = min(chunk, len(hidden))
     logits = hidden.new_empty(count, len(weight))
     table = logits.new_empty(logits.shape, dtype=wide)  # both are used again by each chunk
-    for start in range(0, len(hidden), chunk):
+    for first in range(0, len(hidden), chunk):
+        # On a CPU the last chunk is as large as the others, whose kernels it can use again: it
+        # takes in rows that have been counted.
+        start = min(first, len(hidden) - count) if hidden.device.type == "cpu" else first
         rows, asked = hidden[start : start + chunk], labels[start : start + chunk, None]
         scores, found = logits[: len(rows)], table[: len(rows)]
         torch.mm(rows, weight.T, out=scores)
         if bias is not None:
             scores += bias
         torch.log_softmax(scores, -1, dtype=wide, out=found)
-        total -= found.gather(1, asked).sum()
+        total -= found.gather(1, asked)[first - start :].sum()
         if gradient is not None:
             found.exp_().scatter_add_(1, asked, -torch.ones_like(asked, dtype=wide))
             probabilities = found if wide == scores.dtype else scores.copy_(found)

@@ -22,10 +22,15 @@ from devil.cache import reserved_cache
 from devil.caption_attention import caption_layout, run_layout
 from devil.config import LanguageModelConfig
 from devil.errors import CaptionError, LanguageModelError, QueryError
+from devil.free_memory import free_bytes
+from devil.packed_weights import forget_packed, is_linear, make_packable, packed_weights
 from devil.packing import pack
 
 ANCHOR = "a"
 """Stands before a query without a prompt while it is tokenised, as a word of a sentence would."""
+
+PACKING_SHARE = 0.25
+"""Share of the free memory that blocked copies of the weights may take on a CPU."""
 
 
 class LanguageModel(nn.Module):
@@ -47,6 +52,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.model: Any = _fuse_activations(model).eval().requires_grad_(False)
+        make_packable(self.model)
         self.tokenizer = tokenizer
         self.bos: int | None = tokenizer.bos_token_id
         if tokenizer.eos_token_id is None:
@@ -64,10 +70,10 @@ class LanguageModel(nn.Module):
 
     def _check_head(self) -> None:
         """Compare `logits(hidden)` with the whole model once: some families scale their logits."""
-        with torch.inference_mode():
-            embeddings = self.embed(torch.tensor([[self.eos, self.eos]], device=self.device))
-            ours = self.logits(self.hidden(embeddings).last_hidden_state)
-            whole = self.model(inputs_embeds=embeddings).logits.to(ours.dtype)
+        # Not in inference mode, where weights would be packed: it may be trained with, or moved.
+        embeddings = self.embed(torch.tensor([[self.eos, self.eos]], device=self.device))
+        ours = self.logits(self.hidden(embeddings).last_hidden_state)
+        whole = self.model(inputs_embeds=embeddings).logits.to(ours.dtype)
         if not torch.allclose(ours, whole, rtol=1e-2, atol=1e-2):
             raise LanguageModelError(
                 f"language model {self.config.name!r} ({type(self.model).__name__}) turns hidden "
@@ -113,23 +119,25 @@ class LanguageModel(nn.Module):
         Tried out once: models with attention of their own, outside transformers' interface, or
         with scores that are capped or biased, do not.
         """
-        device, texts, before = self.device, [[0, 1, 2], [2, 1]], [[self.eos, 1], [1, 1]]
+        body, device = self.model.base_model, self.device
+        texts, before = [[0, 1, 2], [2, 1]], [[self.eos, 1], [1, 1]]
         layout = caption_layout(texts, 2, bos=None, eos=self.eos, prefix=2).to(device)
         prefix = self.embed(torch.tensor(before, device=device))
         embeddings = self.embed(layout.ids).index_copy(0, layout.prefix, prefix.flatten(0, 1))
         with torch.inference_mode(), self._without_dropout():
             try:
-                together = run_layout(self.model.base_model, embeddings, layout)
+                together = run_layout(body, embeddings, layout)
             except (TypeError, ValueError, RuntimeError):
                 return False
             apart = [
-                self.hidden(self.embed(torch.tensor([start + text], device=device)))
+                body(inputs_embeds=self.embed(torch.tensor([start + text], device=device)))
                 for start, text in zip(before, texts, strict=True)
             ]
         longer, shorter = (states.last_hidden_state[0] for states in apart)
         expected = torch.cat([longer[:2], shorter[:2], shorter[2:], longer[2:]])
         tolerance = max(1e-2, 8 * torch.finfo(expected.dtype).eps)
-        return torch.allclose(together, expected, rtol=tolerance, atol=tolerance)
+        found = together[: len(expected)]  # filling follows
+        return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
     @property
     def device(self) -> torch.device:
@@ -219,6 +227,11 @@ class LanguageModel(nn.Module):
         size = max(self.model.get_input_embeddings().weight.element_size(), 4)
         return (4 * widest + 8 * hidden) * size
 
+    @functools.cached_property
+    def _room_to_pack(self) -> bool:
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return weights < PACKING_SHARE * free_bytes(torch.device("cpu"))
+
     @property
     def vocabulary(self) -> int:
         """Number of next tokens that the head scores."""
@@ -243,11 +256,13 @@ class LanguageModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
         self._one_token = None  # of another device or number format from now on
+        forget_packed(self.model)
         return super()._apply(fn, recurse)
 
     def hidden(self, embeddings: Float[Tensor, "batch token hidden"], **arguments: Any) -> Any:
         """Run the body without the head; the output's `last_hidden_state` feeds `logits`."""
-        return self.model.base_model(inputs_embeds=embeddings, **arguments)
+        with packed_weights(self._room_to_pack):
+            return self.model.base_model(inputs_embeds=embeddings, **arguments)
 
     def logits(
         self, hidden: Float[Tensor, "*batch hidden"], ids: Int[Tensor, "some"] | None = None
@@ -255,8 +270,9 @@ class LanguageModel(nn.Module):
         """Next-token logits of hidden states, of all or some tokens, in float32 or wider."""
         head = self.model.get_output_embeddings()
         if ids is None:
-            logits = head(hidden)
-        elif type(head) is nn.Linear:
+            with packed_weights(self._room_to_pack):
+                logits = head(hidden)
+        elif is_linear(head):
             bias = None if head.bias is None else head.bias[ids]
             logits = nn.functional.linear(hidden, head.weight[ids], bias)
         else:

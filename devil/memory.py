@@ -5,11 +5,10 @@ The vocabulary's logits, which would be larger than either, are made a part at a
 what the caller holds are not counted.
 """
 
-from pathlib import Path
-
 import torch
 
 from devil.errors import ConfigError
+from devil.free_memory import free_bytes
 from devil.language_model import LanguageModel
 
 SHARE = 0.5
@@ -20,25 +19,6 @@ GPU_HEAD_BYTES = 2**30
 """The same on a GPU."""
 CPU_TOKENS = 4096
 """On a CPU, tokens in one pass at most: more do not make it faster, and leave its caches."""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a device has free, on a CPU within the limit of its control group."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
-        free = int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        return 4 * 10**9  # a system that does not tell
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())  # "max" where there is none
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(free, 0)
 
 
 def budget_bytes(device: torch.device, memory_gb: float | None) -> int:

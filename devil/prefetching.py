@@ -1,30 +1,28 @@
-"""Batches made by a thread, a step or two ahead, in the order in which they would come anyway."""
+"""Batches made by a thread, one or two ahead, in the order in which they would come anyway."""
 
 import contextlib
 import queue
 import threading
 from collections.abc import Iterator
+from typing import TypeVar
 
-from devil.batches import Batch
+Item = TypeVar("Item")
 
 
-def prefetched(
-    batches: Iterator[Batch], *, ahead: int = 2, pinned: bool = False
-) -> Iterator[Batch]:
-    """The same batches in the same order, made by a thread while a step runs.
+def prefetched(batches: Iterator[Item], *, ahead: int = 2) -> Iterator[Item]:
+    """The same batches in the same order, made by a thread while the one before is worked on.
 
     Args:
         batches: used by that thread alone until this ends.
         ahead: how many are kept ready.
-        pinned: put features into page-locked memory, from which a GPU copies on its own.
 
     Raises:
         whatever making a batch raises, in its place.
     """
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(ahead)
+    ready: queue.Queue[Item | BaseException | None] = queue.Queue(ahead)
     stopped = threading.Event()
 
-    def offer(item: Batch | BaseException | None) -> bool:
+    def offer(item: Item | BaseException | None) -> bool:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=0.1)
@@ -34,7 +32,7 @@ def prefetched(
     def work() -> None:
         try:
             for batch in batches:
-                if not offer(_pinned(batch) if pinned else batch):
+                if not offer(batch):
                     return
             offer(None)
         except BaseException as error:  # raised again where batches are taken
@@ -51,6 +49,3 @@ def prefetched(
         stopped.set()
         thread.join()
 
-
-def _pinned(batch: Batch) -> Batch:
-    return batch._replace(features={s: v.pin_memory() for s, v in batch.features.items()})

@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from devil.batches import HeldOut, TrainingBatches
+from devil.batches import Batch, HeldOut, TrainingBatches
 from devil.config import (
     DecodingConfig,
     LanguageModelConfig,
@@ -68,7 +68,8 @@ def train_worker(loop: dict[str, Any]) -> None:
     held_out = batches.held_out()
     run = TrainingRun(Path(loop["output"]), trainer, model, held_out, rank, world)
     run.resume()
-    ready = prefetched(batches(trainer.step, config.steps), pinned=device.type == "cuda")
+    made = batches(trainer.step, config.steps)
+    ready = prefetched(map(Batch.pinned, made) if device.type == "cuda" else made)
     for batch in ready:
         run.after_step(trainer.train_step(batch))
     run.finish()

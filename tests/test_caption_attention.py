@@ -11,7 +11,8 @@ BOS, EOS, PREFIX = 90, 91, 3
 def test_layout_of_a_small_batch() -> None:
     layout = caption_layout([[1, 2], [3], [], [4, 5, 6, 7]], 2, bos=BOS, eos=EOS, prefix=PREFIX)
     start = [BOS, EOS, EOS, EOS]
-    assert layout.ids.tolist() == [*start, *start, 3, 1, 2, 4, 5, 6, 7]  # shortest first
+    tokens = [*start, *start, 3, 1, 2, 4, 5, 6, 7]  # shortest first
+    assert layout.ids.tolist() == tokens + [EOS] * (LENGTHS - len(tokens))
     assert layout.positions.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 4, 5, 4, 5, 6, 7]
     assert layout.prefix.tolist() == [1, 2, 3, 5, 6, 7]
     pairs = list(zip(layout.predicting.tolist(), layout.labels.tolist(), strict=True))

@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 from devil.config import DecodingConfig
 from devil.decoding import greedy_captions
 from devil.errors import ConfigError
+from devil.free_memory import free_bytes
 from devil.language_model import LanguageModel
-from devil.memory import batch_rows, budget_bytes, free_bytes, head_rows
+from devil.memory import batch_rows, budget_bytes, head_rows
 from devil.prefill import prefill
 from devil.saliency import query_log_probabilities, tokenize_queries
 

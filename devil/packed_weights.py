@@ -1,0 +1,115 @@
+"""Weights of a frozen model, laid out once as the processor's matrix kernels want them.
+
+On a CPU, each product of few rows with a large matrix spends as long on bringing the matrix into
+the kernel's blocked layout as on multiplying; decoding does that for each token anew. oneDNN, which
+torch brings along, can keep the blocked copy: in bfloat16 products of 8 to 200 rows take 0.4 to 0.8
+of the time for the same bits, in float32 0.4 to 1.0 for the same numbers up to rounding. The copies
+take the memory of the weights a second time, so models too large for that go without.
+"""
+
+import contextlib
+import contextvars
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+_active = contextvars.ContextVar("active", default=False)
+_copies = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor]]()
+
+
+def is_linear(module: object) -> bool:
+    """Whether a module is `nn.Linear`, packable or not, and nothing that was derived from it."""
+    return type(module) in (nn.Linear, PackableLinear)
+
+
+def make_packable(model: nn.Module) -> None:
+    """Let matrix products of a model use blocked copies inside of `packed_weights`."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = PackableLinear
+        elif type(module) is Conv1D:
+            module.__class__ = PackableConv1D
+
+
+def forget_packed(model: nn.Module) -> None:
+    """Give back the memory of a model's blocked copies; they are made again when needed."""
+    for module in model.modules():
+        _copies.pop(module, None)
+
+
+@contextlib.contextmanager
+def packed_weights(active: bool = True) -> Iterator[None]:
+    """Inside, packable modules multiply by blocked copies, where gradients are off."""
+    token = _active.set(active)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+class PackableLinear(nn.Linear):
+    """`nn.Linear`, by a blocked copy where that is on and possible."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product, in the usual way or in the fast one."""
+        copy = _copy(self, self.weight, input)
+        if copy is None:
+            return super().forward(input)
+        return torch.ops.mkldnn._linear_pointwise(input, copy, self.bias, "none", [], "")
+
+
+class PackableConv1D(Conv1D):
+    """`Conv1D` of transformers, a linear map with its weight the other way round."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, in the usual way or in the fast one."""
+        copy = _copy(self, self.weight.t(), x)
+        if copy is None:
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
+
+
+def _copy(module: nn.Module, weight: Float[Tensor, "out in"], given: Tensor) -> Tensor | None:
+    """The blocked copy of a module's weight; None where the usual way must be taken."""
+    if (
+        not _active.get()
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or given.device.type != "cpu"
+        or given.dtype != weight.dtype
+        or not given.numel()
+        or not _possible(weight.dtype)
+    ):
+        return None
+    version = None if weight.is_inference() else weight._version
+    state = (weight.data_ptr(), weight.dtype, version)
+    found = _copies.get(module)
+    if found is None or found[0] != state:
+        _copies[module] = found = (state, _blocked(weight))
+    return found[1]
+
+
+def _blocked(weight: Float[Tensor, "out in"]) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), 64)
+
+
+@functools.cache
+def _possible(dtype: torch.dtype) -> bool:
+    """Whether this processor and this torch multiply so, tried out once."""
+    if dtype not in (torch.float32, torch.bfloat16):
+        return False
+    values = torch.linspace(-1, 1, 48 * 32).view(48, 32).to(dtype)
+    rows, bias = values[:5] * 2, values[:, 0].contiguous()
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            found = torch.ops.mkldnn._linear_pointwise(rows, _blocked(values), bias, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return torch.allclose(found, F.linear(rows, values, bias), rtol=1e-2, atol=1e-2)
