@@ -23,9 +23,9 @@ from transformers import AttentionInterface
 GROUPS = 4
 """Into which captions are sorted by length."""
 WIDTHS = 4
-"""A group's width is a multiple of this, and"""
+"""A group's width is a multiple of this."""
 LENGTHS = 64
-"""the row's length of this: sizes that come again find memory and kernels that are there already."""
+"""The row's length is a multiple of this: sizes that come again find memory and kernels ready."""
 
 
 class CaptionGroup(NamedTuple):

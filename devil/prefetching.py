@@ -48,4 +48,3 @@ def prefetched(batches: Iterator[Item], *, ahead: int = 2) -> Iterator[Item]:
     finally:
         stopped.set()
         thread.join()
-
