@@ -46,8 +46,9 @@ def forget_packed(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def packed_weights(active: bool = True) -> Iterator[None]:
-    """Inside, packable modules multiply by blocked copies, where gradients are off."""
-    token = _active.set(active)
+    """Inside, packable modules multiply by blocked copies, where gradients and autocast are off."""
+    usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    token = _active.set(active and not usual)
     try:
         yield
     finally:
@@ -59,7 +60,7 @@ class PackableLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The product, in the usual way or in the fast one."""
-        copy = _copy(self, self.weight, input)
+        copy = _copy(self, input) if _active.get() else None
         if copy is None:
             return super().forward(input)
         return torch.ops.mkldnn._linear_pointwise(input, copy, self.bias, "none", [], "")
@@ -70,29 +71,25 @@ class PackableConv1D(Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product, in the usual way or in the fast one."""
-        copy = _copy(self, self.weight.t(), x)
+        copy = _copy(self, x) if _active.get() else None
         if copy is None:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
 
 
-def _copy(module: nn.Module, weight: Float[Tensor, "out in"], given: Tensor) -> Tensor | None:
+def _copy(module: PackableLinear | PackableConv1D, given: Tensor) -> Tensor | None:
     """The blocked copy of a module's weight; None where the usual way must be taken."""
-    if (
-        not _active.get()
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
-        or given.device.type != "cpu"
-        or given.dtype != weight.dtype
-        or not given.numel()
-        or not _possible(weight.dtype)
-    ):
+    weight = module.weight
+    if given.device.type != "cpu" or given.dtype != weight.dtype or not given.numel():
         return None
     version = None if weight.is_inference() else weight._version
     state = (weight.data_ptr(), weight.dtype, version)
     found = _copies.get(module)
     if found is None or found[0] != state:
-        _copies[module] = found = (state, _blocked(weight))
+        if not _possible(weight.dtype):
+            return None
+        blocked = _blocked(weight.t() if isinstance(module, Conv1D) else weight)
+        _copies[module] = found = (state, blocked)
     return found[1]
 
 
