@@ -20,6 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+LEAST = 2**19
+"""Values of a matrix from which on a copy pays in float32; in bfloat16 it always does."""
+
 _active = contextvars.ContextVar("active", default=False)
 _copies = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor]]()
 
@@ -81,6 +84,8 @@ def _copy(module: PackableLinear | PackableConv1D, given: Tensor) -> Tensor | No
     """The blocked copy of a module's weight; None where the usual way must be taken."""
     weight = module.weight
     if given.device.type != "cpu" or given.dtype != weight.dtype or not given.numel():
+        return None
+    if weight.dtype == torch.float32 and weight.numel() < LEAST:
         return None
     version = None if weight.is_inference() else weight._version
     state = (weight.data_ptr(), weight.dtype, version)

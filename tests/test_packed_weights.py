@@ -13,6 +13,12 @@ from transformers.pytorch_utils import Conv1D
 import devil.packed_weights
 from devil.packed_weights import PackableLinear, make_packable, packed_weights
 
+
+@pytest.fixture(autouse=True)
+def small_matrices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devil.packed_weights, "LEAST", 1)
+
+
 BOTH = pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
 
 
@@ -79,8 +85,18 @@ def test_gradients_take_the_usual_way() -> None:
     with packed_weights():
         module(given).sum().backward()
     assert given.grad is not None and copies() == before
-    with packed_weights(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), packed_weights():
         assert module(given).dtype == torch.bfloat16 and copies() == before
+
+
+def test_small_matrices_are_left_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devil.packed_weights, "LEAST", 48 * 80 + 1)
+    single, half, before = module_of(nn.Linear), module_of(nn.Linear, torch.bfloat16), copies()
+    with torch.no_grad(), packed_weights():
+        single(torch.randn(3, 48))
+        assert copies() == before
+        half(torch.randn(3, 48).bfloat16())
+    assert copies() == before + devil.packed_weights._possible(torch.bfloat16)
 
 
 def test_only_plain_layers() -> None:
