@@ -70,7 +70,15 @@ class CaptionLayout(NamedTuple):
             group._replace(image=parts[5 + 2 * i], places=parts[6 + 2 * i])
             for i, group in enumerate(self.groups)
         )
-        return CaptionLayout(*parts[:5], self.images, self.before, groups)
+        ids, positions, prefix, predicting, labels = parts[:5]
+        return self._replace(
+            ids=ids,
+            positions=positions,
+            prefix=prefix,
+            predicting=predicting,
+            labels=labels,
+            groups=groups,
+        )
 
 
 def caption_layout(
