@@ -109,7 +109,7 @@ def test_equal_prefixes_are_decoded_once(lm: LanguageModel) -> None:
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_a_thousand_prefixes_in_float32(family: str, tmp_path: Path) -> None:
     lm = tiny.load_tiny_language_model(tmp_path, family)
-    prefix = prefixes(170, seed=7).float()
+    prefix = prefixes(1000, seed=7).float()
     captions = greedy_captions(lm, prefix, DecodingConfig(max_new_tokens=20))
     expected = generated(lm, prefix, 20)
     assert [c.text for c in captions] == [lm.text(ids) for ids in expected]
