@@ -3,14 +3,15 @@
 The row is ``[BOS, prefix × n]`` of one image after the other, then all captions, shortest first,
 and a little filling.
 A language model's matrices see it as one list of tokens without padding. Its attention is replaced,
-for as long as it runs, by two that touch no pair of positions that do not see each other, but for
-captions of one group being padded to its longest: prefixes among themselves, and each caption on
-its image's prefix and on itself. As a mask over rows this was two fifths of a training step.
+for as long as it runs, by two: prefixes on themselves, and each caption on its image's prefix and
+on itself, padded to the longest of a group. As a mask over rows this was two fifths of a training
+step.
 """
 
 import contextlib
 import contextvars
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 GROUPS = 4
 """Into which captions are sorted by length."""
@@ -147,7 +150,8 @@ def run_layout(
     """Hidden states of a language model's body, for a row of captions behind prefixes.
 
     Args:
-        body: a transformers model without its head, that attends through `AttentionInterface`.
+        body: a transformers model without its head, that attends by the `USUAL` function of
+            `AttentionInterface`, to no fewer positions than the layout's longest text has.
         embeddings: inputs of the row.
         layout: the row.
     """
@@ -157,20 +161,34 @@ def run_layout(
         ).last_hidden_state[0]
 
 
-NAME = "devil_captions"
-_layout: contextvars.ContextVar[CaptionLayout] = contextvars.ContextVar("layout")
+USUAL, NAME = "sdpa", "devil_captions"
+"""Attention of the models that this is for, by the names of transformers, and what replaces it."""
+_layout = contextvars.ContextVar[CaptionLayout | None]("layout", default=None)
+_running: dict[int, int] = {}
+_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def _attention_by(config: Any, layout: CaptionLayout) -> Iterator[None]:
-    usual = config._attn_implementation
+    """Attention along a layout in this thread; in others the model attends as usual meanwhile."""
     token = _layout.set(layout)
-    config._attn_implementation = NAME
+    with _lock:
+        _running[id(config)] = _running.get(id(config), 0) + 1
+        config._attn_implementation = NAME
     try:
         yield
     finally:
-        config._attn_implementation = usual
+        with _lock:
+            _running[id(config)] -= 1
+            if not _running[id(config)]:
+                del _running[id(config)]
+                config._attn_implementation = USUAL
         _layout.reset(token)
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask along a layout; the usual one without."""
+    return None if _layout.get() is not None else sdpa_mask(*args, **kwargs)
 
 
 def _attend(
@@ -189,9 +207,11 @@ def _attend(
         ValueError: the model wants something else of its attention.
     """
     layout = _layout.get()
+    if layout is None:
+        options = others | {"scaling": scaling, "dropout": dropout}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     if others.get("softcap") is not None or others.get("position_bias") is not None:
         raise ValueError("attention with capped or biased scores is not laid out by caption")
-    window = others.get("sliding_window")
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (t.repeat_interleave(repeats, dim=1) for t in (key, value))
@@ -199,7 +219,7 @@ def _attend(
     rows = [t[0] for t in (query, key, value)]  # (head, position, channel)
     starts = [t[:, :end].unflatten(1, (layout.images, layout.before)) for t in rows]
     options = {"dropout_p": dropout, "scale": scaling}
-    mask = _causal(layout.before, layout.before, window, query.device)
+    mask = _causal(layout.before, layout.before, query.device)
     found = F.scaled_dot_product_attention(*starts, attn_mask=mask, **options)
     mixed = [found.flatten(1, 2)]
     for group in layout.groups:
@@ -207,7 +227,7 @@ def _attend(
         texts = [_padded(t[:, tokens], group) for t in rows]
         shared = [t.index_select(1, group.image) for t in starts[1:]]
         keys, values = (torch.cat(pair, dim=2) for pair in zip(shared, texts[1:], strict=True))
-        mask = _causal(group.width, layout.before + group.width, window, query.device)
+        mask = _causal(group.width, layout.before + group.width, query.device)
         found = F.scaled_dot_product_attention(texts[0], keys, values, attn_mask=mask, **options)
         mixed.append(found.flatten(1, 2).index_select(1, group.places))
         end += len(group.places)
@@ -224,14 +244,11 @@ def _padded(
     return flat.index_copy(1, group.places, tokens).unflatten(1, (-1, group.width))
 
 
-def _causal(
-    asking: int, answering: int, window: int | None, device: torch.device
-) -> Bool[Tensor, "token key"]:
-    """The last tokens each see itself and the tokens before it, as far as a window lets them."""
+def _causal(asking: int, answering: int, device: torch.device) -> Bool[Tensor, "token key"]:
+    """The last tokens each see themselves and all before them."""
     sees = torch.ones(asking, answering, dtype=torch.bool, device=device)
-    first = answering - asking  # place of the first token that asks
-    sees = sees.tril(diagonal=first)
-    return sees if window is None else sees.triu(diagonal=first - window + 1)
+    return sees.tril(diagonal=answering - asking)
 
 
 AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)

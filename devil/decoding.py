@@ -81,6 +81,7 @@ class Likeliest(NamedTuple):
     log_probability: Float[Tensor, "batch"]
 
 
+@torch.no_grad()
 def likeliest(language_model: LanguageModel, hidden: Float[Tensor, "batch hidden"]) -> Likeliest:
     """The likeliest next token after each hidden state."""
     tokens, scores = [], []

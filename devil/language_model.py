@@ -19,7 +19,7 @@ from transformers.activations import NewGELUActivation
 
 from devil.backbones.base import weights_digest
 from devil.cache import reserved_cache
-from devil.caption_attention import caption_layout, run_layout
+from devil.caption_attention import USUAL, caption_layout, run_layout
 from devil.config import LanguageModelConfig
 from devil.errors import CaptionError, LanguageModelError, QueryError
 from devil.free_memory import free_bytes
@@ -108,7 +108,7 @@ class LanguageModel(nn.Module):
                         for t in texts
                     ]
                 )
-        except (TypeError, ValueError, RuntimeError):
+        except Exception:  # models refuse in many ways
             return False
         return torch.allclose(together, apart, rtol=1e-2, atol=1e-2)
 
@@ -117,17 +117,19 @@ class LanguageModel(nn.Module):
         """Whether captions can stand in one row behind their prefixes (`devil.caption_attention`).
 
         Tried out once: models with attention of their own, outside transformers' interface, or
-        with scores that are capped or biased, do not.
+        with scores that are capped or biased, do not. Texts must fit `attention_window`.
         """
         body, device = self.model.base_model, self.device
-        texts, before = [[0, 1, 2], [2, 1]], [[self.eos, 1], [1, 1]]
+        if body.config.get_text_config()._attn_implementation != USUAL:
+            return False
+        texts, before = [[0, 1, 2, 3, 2, 1, 0, 3], [2, 1, 3]], [[self.eos, 1], [2, 3]]
         layout = caption_layout(texts, 2, bos=None, eos=self.eos, prefix=2).to(device)
         prefix = self.embed(torch.tensor(before, device=device))
         embeddings = self.embed(layout.ids).index_copy(0, layout.prefix, prefix.flatten(0, 1))
         with torch.inference_mode(), self._without_dropout():
             try:
                 together = run_layout(body, embeddings, layout)
-            except (TypeError, ValueError, RuntimeError):
+            except Exception:  # models refuse in many ways
                 return False
             apart = [
                 body(inputs_embeds=self.embed(torch.tensor([start + text], device=device)))
@@ -140,6 +142,13 @@ class LanguageModel(nn.Module):
         return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
     @property
+    def attention_window(self) -> int:
+        """How many positions a token sees at most, where the model says so; else the context."""
+        config = self.model.config.get_text_config()
+        limits = [getattr(config, n, None) for n in ("sliding_window", "attention_chunk_size")]
+        return min([self.context, *(limit for limit in limits if limit)])
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
@@ -149,6 +158,7 @@ class LanguageModel(nn.Module):
         for parameter in self.model.parameters():
             parameter.data = parameter.data.to(dtype)
         self._one_token = None
+        forget_packed(self.model)
 
     def train(self, mode: bool = True) -> "LanguageModel":
         """Stay in evaluation mode: the model is frozen (see `with_dropout`)."""

@@ -66,11 +66,23 @@ def caption_loss(
     """
     each, rest = divmod(len(captions), prefix.shape[0])
     assert each >= 1 and rest == 0, (len(captions), prefix.shape[0])
-    if language_model.attends_by_caption:
+    if _runs_together(language_model, prefix.shape[1], captions):
         hidden, labels = _together(language_model, prefix, captions)
     else:
         hidden, labels = _one_by_one(language_model, prefix, captions, each)
     return CaptionLoss(label_loss(language_model, hidden, labels), len(labels))
+
+
+def _runs_together(
+    language_model: LanguageModel, prefix: int, captions: Sequence[Sequence[int]]
+) -> bool:
+    """Whether one row can hold all; checkpointed layers would run again outside of it."""
+    longest = 1 + prefix + max(map(len, captions))
+    return (
+        language_model.attends_by_caption
+        and longest <= language_model.attention_window
+        and not getattr(language_model.model, "is_gradient_checkpointing", False)
+    )
 
 
 def _together(

@@ -3,8 +3,11 @@
 On a CPU, each product of few rows with a large matrix spends as long on bringing the matrix into
 the kernel's blocked layout as on multiplying; decoding does that for each token anew. oneDNN, which
 torch brings along, can keep the blocked copy: in bfloat16 products of 8 to 200 rows take 0.4 to 0.8
-of the time for the same bits, in float32 0.4 to 1.0 for the same numbers up to rounding. The copies
-take the memory of the weights a second time, so models too large for that go without.
+of the time, in float32 0.4 to 1.0, for the same numbers up to rounding. The copies take the memory
+of the weights a second time, so models too large for that go without.
+
+A weight that moves, changes its type or is written to in the usual ways gets a new copy. What is
+written behind torch's back (through `.data` in place, or numpy) is not seen: call `forget_packed`.
 """
 
 import contextlib
@@ -12,19 +15,20 @@ import contextvars
 import functools
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.pytorch_utils import Conv1D
 
 LEAST = 2**19
 """Values of a matrix from which on a copy pays in float32; in bfloat16 it always does."""
 
 _active = contextvars.ContextVar("active", default=False)
-_copies = weakref.WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], Tensor]]()
+_copies = weakref.WeakKeyDictionary[nn.Module, "_Blocked"]()
 
 
 def is_linear(module: object) -> bool:
@@ -49,7 +53,10 @@ def forget_packed(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def packed_weights(active: bool = True) -> Iterator[None]:
-    """Inside, packable modules multiply by blocked copies, where gradients and autocast are off."""
+    """Inside, packable modules multiply by blocked copies.
+
+    Not where gradients or autocast are on as it begins; they must not be turned on inside.
+    """
     usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     token = _active.set(active and not usual)
     try:
@@ -58,7 +65,15 @@ def packed_weights(active: bool = True) -> Iterator[None]:
         _active.reset(token)
 
 
-class PackableLinear(nn.Linear):
+class _Packable(nn.Module):
+    """A module that forgets its copy when it moves or changes its type."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        _copies.pop(self, None)
+        return super()._apply(fn, recurse)
+
+
+class PackableLinear(_Packable, nn.Linear):
     """`nn.Linear`, by a blocked copy where that is on and possible."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,7 +84,7 @@ class PackableLinear(nn.Linear):
         return torch.ops.mkldnn._linear_pointwise(input, copy, self.bias, "none", [], "")
 
 
-class PackableConv1D(Conv1D):
+class PackableConv1D(_Packable, Conv1D):
     """`Conv1D` of transformers, a linear map with its weight the other way round."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,22 +95,31 @@ class PackableConv1D(Conv1D):
         return torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
 
 
+class _Blocked(NamedTuple):
+    storage: StorageWeakRef
+    """Of the weight: memory that is free again may be given to another at the same address."""
+    state: tuple[Any, ...]
+    copy: Tensor
+
+
 def _copy(module: PackableLinear | PackableConv1D, given: Tensor) -> Tensor | None:
     """The blocked copy of a module's weight; None where the usual way must be taken."""
-    weight = module.weight
+    weight = module._parameters.get("weight")  # not there where it is computed from others
+    if type(weight) is not nn.Parameter or weight.is_inference():
+        return None
     if given.device.type != "cpu" or given.dtype != weight.dtype or not given.numel():
         return None
     if weight.dtype == torch.float32 and weight.numel() < LEAST:
         return None
-    version = None if weight.is_inference() else weight._version
-    state = (weight.data_ptr(), weight.dtype, version)
+    state = (weight.data_ptr(), weight.dtype, weight._version)
     found = _copies.get(module)
-    if found is None or found[0] != state:
+    if found is None or found.state != state or found.storage.expired():
         if not _possible(weight.dtype):
             return None
         blocked = _blocked(weight.t() if isinstance(module, Conv1D) else weight)
-        _copies[module] = found = (state, blocked)
-    return found[1]
+        storage = StorageWeakRef(weight.untyped_storage())
+        _copies[module] = found = _Blocked(storage, state, blocked)
+    return found.copy
 
 
 def _blocked(weight: Float[Tensor, "out in"]) -> Tensor:

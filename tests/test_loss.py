@@ -1,6 +1,8 @@
 """The training loss: the reference's value and gradient, for shared prefixes and padding."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import reference
@@ -108,27 +110,64 @@ def test_a_model_that_ignores_positions_runs_captions_apart() -> None:
     torch.testing.assert_close(fast.total, total, rtol=1e-6, atol=1e-6)
 
 
+def random_model(config: Any, model: Any) -> LanguageModel:
+    torch.manual_seed(0)
+    return LanguageModel(
+        model(config).double(), tiny.tiny_tokenizer("llama"), LanguageModelConfig(name="random")
+    )
+
+
 def test_a_sliding_window_shorter_than_captions() -> None:
-    """Mistral's layers see so many tokens back; a caption's end is beyond it from BOS."""
-    tokenizer = tiny.tiny_tokenizer("llama")
+    """Mistral's layers see so many tokens back; a caption's end may be beyond it from BOS."""
     config = transformers.MistralConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(tiny.tiny_tokenizer("llama")),
         hidden_size=tiny.WIDTH,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        sliding_window=6,
+        sliding_window=11,
     )
-    torch.manual_seed(0)
-    model = transformers.MistralForCausalLM(config).double()
-    mistral = LanguageModel(model, tokenizer, LanguageModelConfig(name="mistral"))
-    assert mistral.attends_by_caption
-    short, long = [[7, 8], [9]], [[7, 8, 9, 7, 8, 9], [9]]
-    for captions in (short, long):
+    mistral = random_model(config, transformers.MistralForCausalLM)
+    assert mistral.attends_by_caption and mistral.attention_window == 11
+    for captions in ([[7, 8], [9]], [[7, 8, 9] * 4, [9]]):
         total, _ = reference.caption_loss(mistral, prefixes(2), captions)
         found = caption_loss(mistral, prefixes(2), captions)
         torch.testing.assert_close(found.total, total, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_breaks_without_a_mask_runs_captions_apart() -> None:
+    vocabulary = len(tiny.tiny_tokenizer("llama"))
+    config = transformers.MptConfig(
+        vocab_size=vocabulary, d_model=tiny.WIDTH, n_layers=2, n_heads=4, max_seq_len=64
+    )
+    mpt = random_model(config, transformers.MptForCausalLM)
+    assert not mpt.attends_by_caption
+    captions = [[7, 8], [9, 8, 7]]
+    total, _ = reference.caption_loss(mpt, prefixes(2), captions)
+    torch.testing.assert_close(caption_loss(mpt, prefixes(2), captions).total, total)
+
+
+def test_two_threads_on_one_model(tmp_path: Path) -> None:
+    """A loss in one thread, another beside it, and the model used as usual in a third."""
+    lm = tiny.load_tiny_language_model(tmp_path, "llama")
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    prefix = prefixes(6).float().detach()
+    embeddings = lm.embed(torch.tensor([[5, 6, 7, 8, 9]]))
+
+    def loss(_: int) -> float:
+        return caption_loss(lm, prefix, captions).total.item()
+
+    def usual(_: int) -> float:
+        return lm.hidden(embeddings).last_hidden_state.double().sum().item()
+
+    expected = loss(0), usual(0)
+    with ThreadPoolExecutor(3) as pool:
+        losses, others, hidden = pool.map(loss, range(60)), pool.map(loss, range(60)), None
+        hidden = pool.map(usual, range(120))
+        assert set(losses) == set(others) == {expected[0]}
+        assert set(hidden) == {expected[1]}
+    assert lm.model.config._attn_implementation == "sdpa"
 
 
 def test_dropout_of_the_language_model_stays_its_own(tmp_path: Path) -> None:
