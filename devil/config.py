@@ -112,7 +112,8 @@ class DecodingConfig(_Typed):
     batch_size: int = 512
     """Rows that the language model decodes or scores at once, at most."""
     memory_gb: float | None = None
-    """Memory for a batch besides the weights, in 10⁹ bytes; None: half of what is free."""
+    """Memory for a batch besides the weights (and the copies of them that `devil.packed_weights`
+    keeps on a CPU), in 10⁹ bytes; None: half of what is free."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
