@@ -148,6 +148,18 @@ def test_a_model_that_breaks_without_a_mask_runs_captions_apart() -> None:
     torch.testing.assert_close(caption_loss(mpt, prefixes(2), captions).total, total)
 
 
+def test_checkpointed_layers_run_captions_apart(tmp_path: Path) -> None:
+    """Layers that run again in the backward pass would do so without the row's layout."""
+    lm = tiny.load_tiny_language_model(tmp_path, "llama", dtype=torch.float64)
+    captions = [lm.caption_ids(text) for text in TEXTS]
+    plain, again = prefixes(6), prefixes(6)
+    caption_loss(lm, plain, captions).total.backward()
+    lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+    with lm.with_dropout(True):
+        caption_loss(lm, again, captions).total.backward()
+    torch.testing.assert_close(again.grad, plain.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_two_threads_on_one_model(tmp_path: Path) -> None:
     """A loss in one thread, another beside it, and the model used as usual in a third."""
     lm = tiny.load_tiny_language_model(tmp_path, "llama")
