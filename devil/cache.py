@@ -70,8 +70,7 @@ class ReservedLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Int[Tensor, "row"]) -> None:
         """Row i becomes what row `indices[i]` was; only rows that change are moved."""
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
-        self.move(indices[moved], moved, len(indices))
+        self.move(*_moves(indices), len(indices))
 
     def move(self, sources: Int[Tensor, "moved"], targets: Int[Tensor, "moved"], rows: int) -> None:
         """Write some rows over others; the first `rows` rows are left."""
@@ -91,9 +90,15 @@ class ReservedCache(Cache):
 
     def batch_select_indices(self, indices: Int[Tensor, "row"]) -> None:
         """Row i becomes what row `indices[i]` was, in all layers."""
-        moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+        sources, targets = _moves(indices)
         for layer in self.layers:
-            layer.move(indices[moved], moved, len(indices))  # type: ignore[union-attr]
+            layer.move(sources, targets, len(indices))  # type: ignore[union-attr]
+
+
+def _moves(indices: Int[Tensor, "row"]) -> tuple[Int[Tensor, "moved"], Int[Tensor, "moved"]]:
+    """Where the rows that change come from, and where they go."""
+    moved = (indices != torch.arange(len(indices), device=indices.device)).nonzero()[:, 0]
+    return indices[moved], moved
 
 
 def reserved_cache(config: Any, rows: int, room: int) -> ReservedCache | None:

@@ -145,16 +145,22 @@ def round_up(count: int, multiple: int) -> int:
 
 
 def run_layout(
-    body: Any, embeddings: Float[Tensor, "position hidden"], layout: CaptionLayout
+    body: Any,
+    words: Float[Tensor, "position hidden"],
+    prefix: Float[Tensor, "image prefix hidden"],
+    layout: CaptionLayout,
 ) -> Float[Tensor, "position hidden"]:
     """Hidden states of a language model's body, for a row of captions behind prefixes.
 
     Args:
         body: a transformers model without its head, that attends by the `USUAL` function of
             `AttentionInterface`, to no fewer positions than the layout's longest text has.
-        embeddings: inputs of the row.
+        words: embeddings of the row's token ids.
+        prefix: one prefix for each image.
         layout: the row.
     """
+    given = prefix.to(words.dtype).flatten(0, 1)
+    embeddings = words.index_copy(0, layout.prefix, given)
     with _attention_by(body.config.get_text_config(), layout):
         return body(
             inputs_embeds=embeddings[None], position_ids=layout.positions[None], use_cache=False

@@ -125,10 +125,9 @@ class LanguageModel(nn.Module):
         texts, before = [[0, 1, 2, 3, 2, 1, 0, 3], [2, 1, 3]], [[self.eos, 1], [2, 3]]
         layout = caption_layout(texts, 2, bos=None, eos=self.eos, prefix=2).to(device)
         prefix = self.embed(torch.tensor(before, device=device))
-        embeddings = self.embed(layout.ids).index_copy(0, layout.prefix, prefix.flatten(0, 1))
         with torch.inference_mode(), self._without_dropout():
             try:
-                together = run_layout(body, embeddings, layout)
+                together = run_layout(body, self.embed(layout.ids), prefix, layout)
             except Exception:  # models refuse in many ways
                 return False
             apart = [
@@ -266,7 +265,6 @@ class LanguageModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LanguageModel":
         self._one_token = None  # of another device or number format from now on
-        forget_packed(self.model)
         return super()._apply(fn, recurse)
 
     def hidden(self, embeddings: Float[Tensor, "batch token hidden"], **arguments: Any) -> Any:

@@ -99,8 +99,7 @@ def _together(
         prefix=prefix.shape[1],
     ).to(prefix.device)
     words = language_model.embed(layout.ids)
-    embeddings = words.index_copy(0, layout.prefix, prefix.to(words.dtype).flatten(0, 1))
-    hidden = run_layout(language_model.model.base_model, embeddings, layout)
+    hidden = run_layout(language_model.model.base_model, words, prefix, layout)
     return hidden.index_select(0, layout.predicting), layout.labels
 
 

@@ -78,10 +78,8 @@ class PackableLinear(_Packable, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """The product, in the usual way or in the fast one."""
-        copy = _copy(self, input) if _active.get() else None
-        if copy is None:
-            return super().forward(input)
-        return torch.ops.mkldnn._linear_pointwise(input, copy, self.bias, "none", [], "")
+        found = _product(self, input)
+        return super().forward(input) if found is None else found
 
 
 class PackableConv1D(_Packable, Conv1D):
@@ -89,10 +87,8 @@ class PackableConv1D(_Packable, Conv1D):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product, in the usual way or in the fast one."""
-        copy = _copy(self, x) if _active.get() else None
-        if copy is None:
-            return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, copy, self.bias, "none", [], "")
+        found = _product(self, x)
+        return super().forward(x) if found is None else found
 
 
 class _Blocked(NamedTuple):
@@ -100,6 +96,18 @@ class _Blocked(NamedTuple):
     """Of the weight: memory that is free again may be given to another at the same address."""
     state: tuple[Any, ...]
     copy: Tensor
+
+
+def _product(module: PackableLinear | PackableConv1D, given: Tensor) -> Tensor | None:
+    """The fast product; None where the usual way must be taken."""
+    copy = _copy(module, given) if _active.get() else None
+    if copy is None:
+        return None
+    return _multiplied(given, copy, module.bias)
+
+
+def _multiplied(given: Tensor, blocked: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(given, blocked, bias, "none", [], "")
 
 
 def _copy(module: PackableLinear | PackableConv1D, given: Tensor) -> Tensor | None:
@@ -135,7 +143,7 @@ def _possible(dtype: torch.dtype) -> bool:
     rows, bias = values[:5] * 2, values[:, 0].contiguous()
     try:
         with torch.inference_mode(False), torch.no_grad():
-            found = torch.ops.mkldnn._linear_pointwise(rows, _blocked(values), bias, "none", [], "")
+            found = _multiplied(rows, _blocked(values), bias)
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return torch.allclose(found, F.linear(rows, values, bias), rtol=1e-2, atol=1e-2)
