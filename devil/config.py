@@ -124,6 +124,14 @@ class DecodingConfig(_Typed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceConfig(_Typed):
+    """How captioned pictures are read; see `devil.data.source`."""
+
+    format: Literal["auto", "webdataset"] = "auto"
+    """What lies at the address; `auto`: what its ending says."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractionConfig(_Typed):
     """What extraction stores of each image."""
 

@@ -49,5 +49,9 @@ class FeatureStoreError(DevilError, ValueError):
     """A feature store is incomplete, corrupt, or was written under another configuration."""
 
 
+class StorageError(DevilError, RuntimeError):
+    """A folder or bucket cannot be reached, read or written; nothing is wrong with the data."""
+
+
 class MissingToolError(DevilError, RuntimeError):
     """An optional tool or package is not there; the message says how to get it."""

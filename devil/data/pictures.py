@@ -10,13 +10,8 @@ from typing import NamedTuple
 import fsspec
 from PIL import Image
 
-from devil.data.webdataset import (
-    IMAGE_SUFFIXES,
-    list_shards,
-    read_shard,
-    shard_names,
-    unicode_text,
-)
+from devil.data.sample import Failure, unicode_text
+from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, shard_names
 from devil.errors import DataError, ImageError
 from devil.images import open_image
 
@@ -39,16 +34,6 @@ class Picture(NamedTuple):
     source: str
     """Path of the file or shard."""
     image: Image.Image
-
-
-class Failure(NamedTuple):
-    """What could not be read or decoded; the key is empty where a whole shard is damaged."""
-
-    key: str
-    source: str
-    stage: str
-    error: str
-    message: str
 
 
 def list_units(
@@ -139,7 +124,7 @@ def _of_shard(path: str) -> Iterator[Picture | Failure]:
         for sample in read_shard(path):
             yield _decoded(sample.key, path, sample.image or b"")
     except (DataError, OSError) as error:
-        yield _failure("", path, "read", error)
+        yield Failure.of("", path, "read", error)
 
 
 def _of_file(path: str, key: str) -> Picture | Failure:
@@ -147,7 +132,7 @@ def _of_file(path: str, key: str) -> Picture | Failure:
         fs, name = fsspec.core.url_to_fs(path)
         content = fs.cat_file(name)
     except Exception as error:  # each file system raises kinds of its own
-        return _failure(key, path, "read", error)
+        return Failure.of(key, path, "read", error)
     return _decoded(key, path, content)
 
 
@@ -155,9 +140,4 @@ def _decoded(key: str, source: str, content: bytes) -> Picture | Failure:
     try:
         return Picture(key, unicode_text(source), open_image(content))
     except ImageError as error:
-        return _failure(key, source, "decode", error)
-
-
-def _failure(key: str, source: str, stage: str, error: Exception) -> Failure:
-    name, message = type(error).__name__, unicode_text(str(error))
-    return Failure(key, unicode_text(source), stage, name, message)
+        return Failure.of(key, source, "decode", error)

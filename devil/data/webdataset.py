@@ -8,31 +8,18 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
 import fsspec
 
+from devil.data.sample import Sample, unicode_text
 from devil.errors import DataError
+from devil.storage import is_storage_error, storage, storage_error
 
 END_MARK = 1024
 """A whole tar ends with at least two zero blocks of 512 bytes."""
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One captioned picture, still encoded."""
-
-    key: str
-    source: str
-    image: bytes | None
-    """None where the shard has captions but no picture under this key."""
-    captions: tuple[str, ...]
-    """Without empty ones; may have none."""
-    record: Mapping[str, Any] = field(default_factory=dict)
-    """The sample's `.json`."""
 
 
 def list_shards(pattern: str) -> list[str]:
@@ -40,14 +27,16 @@ def list_shards(pattern: str) -> list[str]:
 
     Raises:
         DataError: nothing matches.
+        StorageError: the address cannot be reached.
     """
-    fs, path = fsspec.core.url_to_fs(pattern)
-    if any(mark in pattern for mark in "*?["):
-        found = fs.glob(path)
-    elif fs.isdir(path):
-        found = fs.glob(path.rstrip("/") + "/*.tar")
-    else:
-        found = [path] if fs.exists(path) else []
+    with storage(pattern):
+        fs, path = fsspec.core.url_to_fs(pattern)
+        if any(mark in pattern for mark in "*?["):
+            found = fs.glob(path)
+        elif fs.isdir(path):
+            found = fs.glob(path.rstrip("/") + "/*.tar")
+        else:
+            found = [path] if fs.exists(path) else []
     if not found:
         raise DataError(f"no shards at {pattern}; give a .tar file, a folder of them, or a glob.")
     return sorted(fs.unstrip_protocol(p) if "://" in pattern else p for p in found)
@@ -77,6 +66,7 @@ def read_shard(path: str) -> Iterator[Sample]:
     Raises:
         DataError: the tar is missing, empty, or truncated, or holds fewer samples than its
             `_stats.json` says. All readable samples come before the error.
+        StorageError: the file system fails.
     """
     count = 0
     try:
@@ -86,7 +76,9 @@ def read_shard(path: str) -> Iterator[Sample]:
                 yield sample
     except FileNotFoundError as error:
         raise DataError(f"shard {path} does not exist.") from error
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except Exception as error:
+        if is_storage_error(error):
+            raise storage_error(path, error) from error
         raise DataError(
             f"shard {path} is damaged after {count} samples ({type(error).__name__}: {error}); "
             "fetch it again."
@@ -156,11 +148,6 @@ def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
 def _texts(captions: list[Any]) -> tuple[str, ...]:
     """Those that are texts and not empty."""
     return tuple(unicode_text(c.strip()) for c in captions if isinstance(c, str) and c.strip())
-
-
-def unicode_text(text: str) -> str:
-    """Text that can be written as UTF-8: lone surrogates (JSON and tars can hold them) escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _json(content: bytes | None) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""File systems that fail: a full disk, a bucket out of reach, told apart from damaged data."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+
+from devil.errors import DevilError, StorageError
+
+REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
+"""Packages whose errors are not `OSError`, but mean the same."""
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether a file system raised this, and not what is written in a file."""
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or package in REMOTE
+
+
+def storage_error(address: str, error: BaseException) -> StorageError:
+    """What to tell about a file system's error."""
+    if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+        return StorageError(
+            f"there is no room left at {address} ({error}); make some and start again: what is "
+            "finished stays."
+        )
+    return StorageError(
+        f"{address} cannot be used ({type(error).__name__}: {error}); look at the address, the "
+        "credentials and the network, and start again: what is finished stays."
+    )
+
+
+@contextmanager
+def storage(address: str) -> Iterator[None]:
+    """Raise a file system's errors inside the block as `StorageError`; others pass."""
+    try:
+        yield
+    except DevilError:
+        raise
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        raise storage_error(address, error) from error
