@@ -22,10 +22,12 @@ from benchmarks.timing import Side
 from devil.batches import Batch
 from devil.config import BackboneConfig, ExtractionConfig, TrainingConfig
 from devil.cost import head_weights, matrix_weights, training_flops
+from devil.data.source import open_source
 from devil.extraction import Extractor
-from devil.features import FeatureStore, Manifest, tensor_column
+from devil.features import FeatureStore, tensor_column
 from devil.images import open_image
 from devil.language_model import LanguageModel
+from devil.manifest import Manifest
 from devil.pooling import dropout_masks, row_generator
 from devil.training import Trainer
 from devil.translator import Translator, token_dropout
@@ -214,6 +216,8 @@ def extraction_case(
     backbone = explained.model.backbone
     assert backbone is not None
     shard = write_photo_shard(folder, photos)
+    source = open_source(str(shard))
+    (whole,) = source.shards()
     encoded = _photos(shard)
     first = dict(list(encoded.items())[:plain_photos])
     dtype = "bfloat16" if explained.images.is_cuda else "float32"
@@ -222,7 +226,7 @@ def extraction_case(
     def ours() -> FeatureStore:
         manifest = Manifest.of(backbone, config, extraction)
         store = FeatureStore.create(str(folder / f"store{next(number)}"), manifest)
-        Extractor(backbone, store)(shard)
+        Extractor(backbone, source, store)(whole)
         return store
 
     def compare(results: Mapping[str, Any], dtype: str) -> Comparison:

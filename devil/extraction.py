@@ -5,25 +5,28 @@ to `errors` with the stage and the reason. The shard is the unit of work, and it
 their keys and the seed alone, so workers, restarts and batches change nothing.
 """
 
-import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from devil.backbones import Backbone
-from devil.data.webdataset import Sample, read_shard, shard_name
-from devil.errors import CaptionError, DataError, FeatureStoreError, ImageError
-from devil.features import FeatureStore, PartMetadata, PartWriter
+from devil.data.sample import Failure, Sample
+from devil.data.source import Shard, Source
+from devil.errors import CaptionError, DataError, ImageError
+from devil.features import FeatureStore, PartMetadata
 from devil.images import open_image
+from devil.part_writer import PartWriter
 from devil.pooling import dropout_masks, masked_mean, mean_pool, row_generator
 from devil.prefetching import prefetched
+from devil.shard_progress import finished
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -36,6 +39,16 @@ class ShardRecord(NamedTuple):
     errors: int
     seconds: float
     skipped: bool = False
+    failed: Mapping[str, int] = {}
+    """Error rows by stage and reason."""
+    stages: Mapping[str, float] = {}
+    """Seconds of each stage; stages run beside each other, so the sum is more than `seconds`."""
+
+    @classmethod
+    def of(cls, shard: Shard, part: PartMetadata, *, skipped: bool) -> "ShardRecord":
+        """What a finished part says."""
+        counts = (part.rows, part.errors, part.seconds)
+        return cls(shard.name, *counts, skipped, part.failed, part.stages)
 
 
 class _Prepared(NamedTuple):
@@ -44,136 +57,144 @@ class _Prepared(NamedTuple):
     size: tuple[int, int]
 
 
-class _Failure(NamedTuple):
-    key: str
-    source: str
-    stage: str
-    error: Exception
+class Stopwatch:
+    """Seconds by stage."""
 
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
 
-class ShardIdentity(NamedTuple):
-    """What tells a shard from another one of the same name, wherever it lies."""
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - started
 
-    size: int
-    """Bytes."""
-    head: str
-    """Digest of the first 64 KiB."""
-
-
-def shard_identity(shard: str) -> ShardIdentity:
-    """Size and beginning of a shard; (0, "") where there is no such file."""
-    fs, path = fsspec.core.url_to_fs(shard)
-    if not fs.exists(path):
-        return ShardIdentity(0, "")
-    with fs.open(path, "rb") as file:
-        head = hashlib.blake2b(file.read(65_536), digest_size=8).hexdigest()
-    return ShardIdentity(int(fs.size(path) or 0), head)
-
-
-def finished(store: FeatureStore, shard: str) -> PartMetadata | None:
-    """The part already made from this shard, if there is one.
-
-    Raises:
-        FeatureStoreError: a part of this name was made from another shard.
-    """
-    part = store.part_path(shard_name(shard))
-    if not store.fs.exists(part):
-        return None
-    metadata = store.metadata(part)
-    size, head = shard_identity(shard)
-    if metadata.source_bytes == size and metadata.source_head in ("", head):
-        return metadata
-    if metadata.damaged:  # it has been fetched again since
-        return None
-    raise FeatureStoreError(
-        f"{part} was made from {metadata.source} ({metadata.source_bytes:,} bytes), and {shard} "
-        f"({size:,} bytes) has the same name but other content. Rename the shard, or use another "
-        "store."
-    )
+    def rounded(self) -> dict[str, float]:
+        """Milliseconds are enough."""
+        return {stage: round(seconds, 3) for stage, seconds in self.seconds.items()}
 
 
 class Extractor:
     """Turns shards into parts with one backbone; callable and testable without a cluster."""
 
-    def __init__(self, backbone: Backbone, store: FeatureStore, *, threads: int = 2) -> None:
-        """Take a loaded backbone, and `threads` for decoding."""
+    def __init__(
+        self, backbone: Backbone, source: Source, store: FeatureStore, *, threads: int = 2
+    ) -> None:
+        """Take a loaded backbone, where shards are read and written, and `threads` for decoding."""
         self.backbone = backbone
+        self.source = source
         self.store = store
         self.config = store.manifest.extraction
         self.threads = threads
 
-    def __call__(self, shard: str) -> ShardRecord:
+    def __call__(self, shard: Shard) -> ShardRecord:
         """Extract one shard, unless its part is there.
 
         Errors of rows are kept in the store; what is raised concerns the store or the machine.
         """
-        done = finished(self.store, shard)
+        done = finished(self.store, self.source, shard)
         if done is not None:
-            return ShardRecord(shard, done.rows, done.errors, done.seconds, skipped=True)
-        started = time.perf_counter()
-        writer = PartWriter(self.store, shard_name(shard))
-        with ThreadPoolExecutor(self.threads) as pool:
-            # The next pictures are decoded while the backbone sees these.
-            for batch in prefetched(self._batches(shard, pool)):
-                for entry in batch:
-                    if isinstance(entry, _Failure):
-                        writer.fail(*entry)
-                prepared = [entry for entry in batch if isinstance(entry, _Prepared)]
-                if prepared:
-                    self._add(prepared, writer)
-        seconds = time.perf_counter() - started
-        damaged = any(failure["stage"] == "read" for failure in writer.failures)
-        size, head = shard_identity(shard)
-        writer.commit(
-            PartMetadata(
-                source=shard,
-                source_bytes=size,
+            return ShardRecord.of(shard, done, skipped=True)
+        started, watch = time.perf_counter(), Stopwatch()
+        with PartWriter(self.store, shard.name) as writer:
+            for batch in self._prepared(shard, watch):
+                for failure in (entry for entry in batch if isinstance(entry, Failure)):
+                    writer.fail(failure)
+                good = [entry for entry in batch if isinstance(entry, _Prepared)]
+                if good:
+                    self._add(good, writer, watch)
+            identity = self.source.identity(shard)
+            reasons = Counter(f"{f.stage} {f.error}" for f in writer.failures)
+            part = PartMetadata(
+                source=shard.address,
+                source_bytes=identity.size,
                 rows=writer.rows,
                 errors=len(writer.failures),
-                seconds=seconds,
-                damaged=damaged,
-                source_head=head,
+                seconds=time.perf_counter() - started,
+                damaged=any(failure.stage == "read" for failure in writer.failures),
+                source_head=identity.head,
+                failed=dict(reasons),
+                stages=watch.rounded(),
             )
-        )
-        return ShardRecord(shard, writer.rows, len(writer.failures), seconds)
+            writer.commit(part)
+        return ShardRecord.of(shard, part, skipped=False)
+
+    def rate(self, shard: Shard, rows: int) -> float:
+        """Rows per second through all stages but writing, after a first batch that warms up.
+
+        Args:
+            shard: where the rows are taken from.
+            rows: at most so many, in whole batches; 0 comes back if it has no second batch.
+        """
+        count, started, seconds = 0, 0.0, 0.0
+        for batch in self._prepared(shard, Stopwatch()):
+            good = [entry for entry in batch if isinstance(entry, _Prepared)]
+            if good:
+                self._features(good)
+            if started:
+                count += len(batch)
+                seconds = time.perf_counter() - started
+            else:
+                started = time.perf_counter()
+            if count >= rows:
+                break
+        return count / seconds if seconds else 0.0
+
+    def _prepared(self, shard: Shard, watch: Stopwatch) -> Iterator[list[_Prepared | Failure]]:
+        """Batches for the backbone; the next pictures are decoded while it sees these."""
+        with ThreadPoolExecutor(self.threads) as pool:
+            yield from prefetched(self._batches(shard, pool, watch))
 
     def _batches(
-        self, shard: str, pool: ThreadPoolExecutor
-    ) -> Iterator[list[_Prepared | _Failure]]:
+        self, shard: Shard, pool: ThreadPoolExecutor, watch: Stopwatch
+    ) -> Iterator[list[_Prepared | Failure]]:
         """Pictures of the shard as the backbone takes them, in their order."""
-        samples = _read(shard)
+        samples = self._read(shard, watch)
         while batch := list(islice(samples, self.config.batch_size)):
-            yield list(pool.map(self._prepare, batch))
+            with watch("decode"):
+                prepared = list(pool.map(self._prepare, batch))
+            yield prepared
 
-    def _prepare(self, sample: Sample | _Failure) -> _Prepared | _Failure:
+    def _read(self, shard: Shard, watch: Stopwatch) -> Iterator[Sample | Failure]:
+        """Rows of the shard; damage to the shard itself is a failure without a key."""
+        seen: set[str] = set()
+        rows = self.source.read(shard)
+        while True:
+            try:
+                with watch("read"):
+                    row = next(rows, None)
+            except DataError as error:
+                row, rows = Failure.of("", shard.address, "read", error), iter(())
+            if row is None:
+                return
+            if isinstance(row, Sample) and row.key in seen:
+                error = DataError(f"{row.key!r} occurs more than once in its shard.")
+                row = Failure.of(row.key, row.source, "key", error)
+            seen.add(row.key)
+            yield row
+
+    def _prepare(self, row: Sample | Failure) -> _Prepared | Failure:
         """Decode and transform, or say at which stage that failed and why."""
-        if isinstance(sample, _Failure):
-            return sample
-        key, source = sample.key, sample.source
+        if isinstance(row, Failure):
+            return row
+        key, source = row.key, row.source
         try:
-            if sample.image is None:
+            if row.image is None:
                 raise ImageError(f"{key} has no picture; a .jpg, .png or .webp is needed.")
-            image = open_image(sample.image, max_pixels=self.config.max_pixels)
+            image = open_image(row.image, max_pixels=self.config.max_pixels)
         except ImageError as error:
-            return _Failure(key, source, "decode", error)
-        if not sample.captions:
+            return Failure.of(key, source, "decode", error)
+        if not row.captions:
             error = CaptionError(f"{key} has no caption, or empty ones only.")
-            return _Failure(key, source, "caption", error)
-        return _Prepared(sample, self.backbone.transform(image), image.size)
+            return Failure.of(key, source, "caption", error)
+        return _Prepared(row, self.backbone.transform(image), image.size)
 
-    @torch.inference_mode()
-    def _add(self, prepared: Sequence[_Prepared], writer: PartWriter) -> None:
-        """Backbone, pooling and draws for one batch, into the writer."""
-        device = self.backbone.device
-        images = torch.stack([p.tensor for p in prepared]).to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features = self.backbone(images)
-        columns: dict[str, Any] = {}
-        for layer, layer_features in features.items():
-            columns[f"feature.{layer}"] = self._pooled(layer, layer_features.map.float(), prepared)
-            if self.store.manifest.class_tokens:
-                assert layer_features.class_token is not None
-                columns[f"class_token.{layer}"] = layer_features.class_token.float().cpu().numpy()
+    def _add(self, prepared: Sequence[_Prepared], writer: PartWriter, watch: Stopwatch) -> None:
+        """Features of one batch, into the writer; what is not finite is an error row."""
+        with watch("backbone"):
+            columns: dict[str, Any] = dict(self._features(prepared))
         good = np.ones(len(prepared), dtype=bool)
         for values in columns.values():
             flat = np.abs(values.reshape(len(prepared), -1))
@@ -181,15 +202,33 @@ class Extractor:
         for keep, entry in zip(good, prepared, strict=True):
             if not keep:
                 reason = DataError("features are not finite in float16")
-                writer.fail(entry.sample.key, entry.sample.source, "backbone", reason)
+                sample = entry.sample
+                writer.fail(Failure.of(sample.key, sample.source, "backbone", reason))
         rows = [entry for keep, entry in zip(good, prepared, strict=True) if keep]
-        if rows:
-            columns = {name: values[good] for name, values in columns.items()}
-            columns["key"] = [row.sample.key for row in rows]
-            columns["captions"] = [list(row.sample.captions) for row in rows]
-            columns["width"] = [row.size[0] for row in rows]
-            columns["height"] = [row.size[1] for row in rows]
+        if not rows:
+            return
+        columns = {name: values[good] for name, values in columns.items()}
+        columns["key"] = [row.sample.key for row in rows]
+        columns["captions"] = [list(row.sample.captions) for row in rows]
+        columns["width"] = [row.size[0] for row in rows]
+        columns["height"] = [row.size[1] for row in rows]
+        with watch("write"):
             writer.add(columns)
+
+    @torch.inference_mode()
+    def _features(self, prepared: Sequence[_Prepared]) -> dict[str, np.ndarray]:
+        """Backbone, pooling and draws for one batch: columns of the store."""
+        device = self.backbone.device
+        images = torch.stack([p.tensor for p in prepared]).to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            features = self.backbone(images)
+        columns: dict[str, np.ndarray] = {}
+        for layer, layer_features in features.items():
+            columns[f"feature.{layer}"] = self._pooled(layer, layer_features.map.float(), prepared)
+            if self.store.manifest.class_tokens:
+                assert layer_features.class_token is not None
+                columns[f"class_token.{layer}"] = layer_features.class_token.float().cpu().numpy()
+        return columns
 
     def _pooled(self, layer: str, feature_map: Tensor, prepared: Sequence[_Prepared]) -> np.ndarray:
         """The clean mean and the dropout draws (row, 1 + draws, channels), or the maps."""
@@ -209,11 +248,3 @@ class Extractor:
             ]
             pooled.append(masked_mean(feature_map, torch.stack(masks).to(feature_map.device)))
         return torch.cat(pooled, dim=1).cpu().numpy()
-
-
-def _read(shard: str) -> Iterator[Sample | _Failure]:
-    """Samples of the shard; damage to the shard itself is a failure without a key."""
-    try:
-        yield from read_shard(shard)
-    except DataError as error:
-        yield _Failure("", shard, "read", error)

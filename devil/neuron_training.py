@@ -19,8 +19,8 @@ from devil.backbones.base import Backbone
 from devil.batches import Batch
 from devil.config import BackboneConfig, TrainingConfig, TranslatorConfig, to_dict
 from devil.errors import CaptionError, DataError
-from devil.features import package_versions
 from devil.language_model import LanguageModel
+from devil.manifest import package_versions
 from devil.model import DeViL, SlotStatistics
 from devil.neurons import NeuronFeatures
 from devil.training import Trainer

@@ -1,31 +1,39 @@
-"""Webdataset shards → feature store: one backbone pass over captioned photos, with Ray Data.
+"""Captioned photos → feature store: one backbone pass over every shard of a source, with Ray Data.
 
     python pipelines/extract.py 'cc3m/train/*.tar' --store features/cc3m \
         --backbone.name open_clip:ViT-B-32/openai --pool.gpus-per-worker 1
 
 A run that is started again skips finished shards; what cannot be read stands in `errors/` with its
-stage and reason.
+stage and reason. `--dry-run` says what is left and how long it will take.
 """
 
 import dataclasses
+import json
 import logging
-import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from devil.backbones import load_backbone
-from devil.config import BackboneConfig, ExtractionConfig
-from devil.data.webdataset import list_shards, shard_names
-from devil.extraction import Extractor, ShardRecord, finished
-from devil.features import FeatureStore, Manifest
+from devil.config import BackboneConfig, ExtractionConfig, SourceConfig
+from devil.data.source import Shard, Source, open_source
+from devil.errors import ConfigError, DataError
+from devil.extraction import Extractor, ShardRecord
+from devil.features import FeatureStore
+from devil.manifest import Manifest
+from devil.shard_progress import check_names, finished_parts, in_threads, plan
 from pipelines.cli import absolute, run_script
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.extract_progress import Progress, log_counts, log_plan
+from pipelines.pool import PoolConfig, over_pool, start_ray, worker_count
 
 logger = logging.getLogger("extract")
+
+MEASURED_ROWS = 256
+"""Rows from which a dry run measures the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +41,42 @@ class ExtractOptions:
     """Options of extraction."""
 
     shards: tyro.conf.Positional[str]
-    """Shards as img2dataset writes them: a folder, a .tar, or a glob; any fsspec address."""
+    """Where the captioned photos are: a folder, a file or a glob; any fsspec address."""
     store: str
     """Folder of the feature store, made or gone on with."""
     backbone: BackboneConfig
+    source: SourceConfig = field(default_factory=SourceConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     pool: PoolConfig = field(default_factory=PoolConfig)
+    limit: int | None = None
+    """Only the first so many shards."""
+    overwrite: bool = False
+    """Remove these shards' parts first, and all of a store of another configuration."""
+    dry_run: bool = False
+    """Change nothing: say what is left, its bytes, and its hours at a rate measured here."""
 
 
 class ExtractionWorker:
-    """One actor's backbone and store."""
+    """One actor's backbone, source and store."""
 
-    def __init__(self, store: str, backbone: BackboneConfig, threads: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loaded = load_backbone(backbone, device=device)
-        self.extractor = Extractor(loaded, FeatureStore.open(store), threads=threads)
+    def __init__(
+        self,
+        shards: str,
+        source: SourceConfig,
+        store: str,
+        backbone: BackboneConfig,
+        threads: int,
+    ) -> None:
+        self.extractor = Extractor(
+            load_backbone(backbone, device=_device()),
+            open_source(shards, source),
+            FeatureStore.open(store),
+            threads=threads,
+        )
 
     def __call__(self, shard: str) -> dict[str, Any]:
-        """Extract one shard."""
-        return self.extractor(shard)._asdict()
+        """Extract one shard, given as JSON (Ray Data's columns hold no tuples)."""
+        return {"record": json.dumps(self.extractor(Shard(*json.loads(shard)))._asdict())}
 
 
 def extract(options: ExtractOptions) -> Manifest:
@@ -61,72 +86,98 @@ def extract(options: ExtractOptions) -> Manifest:
         The store's manifest with its final counts.
 
     Raises:
-        DataError: there are no shards, or two have the same name.
+        DataError: there are no shards, two have the same name, or workers died on some again and
+            again; all others are finished then.
         BackboneError, LayerError: the backbone cannot be had.
         FeatureStoreError: the store belongs to another configuration.
+        StorageError: a folder or bucket cannot be reached, or is full.
     """
-    shards = list_shards(options.shards)
-    shard_names(shards)  # refuses two of one name
-    backbone = load_backbone(options.backbone)
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"limit is {options.limit}; allowed: at least 1.")
+    address = absolute(options.shards)
+    source = open_source(address, options.source)
+    shards = source.shards()
+    check_names(shards)
+    shards = shards[: options.limit]
+    backbone = load_backbone(options.backbone, device=_device() if options.dry_run else "cpu")
     weights = options.backbone.weights
     if weights not in ("pretrained", "random"):  # workers have working folders of their own
         weights = absolute(weights)
     config = dataclasses.replace(options.backbone, layers=backbone.layers, weights=weights)
-    store = FeatureStore.create(
-        absolute(options.store), Manifest.of(backbone, config, options.extraction)
-    )
+    manifest = Manifest.of(backbone, config, options.extraction)
+    if options.dry_run:
+        planned = FeatureStore if options.overwrite else FeatureStore.planned
+        store = planned(absolute(options.store), manifest)
+        _plan(Extractor(backbone, source, store), shards, options)
+        return store.manifest
+    store = FeatureStore.create(absolute(options.store), manifest, overwrite=options.overwrite)
     del backbone
-    records = list(_run(shards, store, config, options.pool))
-    parts = [store.metadata(part) for part in store.parts()]
-    manifest = dataclasses.replace(
-        store.manifest, rows=sum(p.rows for p in parts), errors=sum(p.errors for p in parts)
-    )
-    store.write_manifest(manifest)
-    _summarise(store, records)
-    return manifest
+    if options.overwrite:
+        store.remove({shard.name for shard in shards})
+    arguments = {
+        "shards": address,
+        "source": options.source,
+        "store": store.root,
+        "backbone": config,
+        "threads": options.pool.cpus_per_worker,
+    }
+    deadly = _run(shards, source, store, arguments, options.pool)
+    log_counts(store, _count(store))
+    if deadly:
+        raise DataError(
+            f"workers died on {len(deadly)} shards, which were set aside: {', '.join(deadly[:5])}"
+            f"{', ...' if len(deadly) > 5 else ''}. All others are finished. Look at these for "
+            "pictures that take too much memory, mend or remove them, and start again."
+        )
+    return store.manifest
 
 
 def _run(
-    shards: list[str], store: FeatureStore, config: BackboneConfig, pool: PoolConfig
-) -> list[ShardRecord]:
-    """Records of all shards; workers are started for those alone that are not done."""
-    done = {shard: part for shard in shards if (part := finished(store, shard)) is not None}
-    records = [
-        ShardRecord(shard, part.rows, part.errors, part.seconds, skipped=True)
-        for shard, part in done.items()
-    ]
-    left = [shard for shard in shards if shard not in done]
-    arguments = {"store": store.root, "backbone": config, "threads": pool.cpus_per_worker}
-    started, rows = time.perf_counter(), 0
-    found = over_pool(left, ExtractionWorker, arguments, pool) if left else ()
-    progress = {"total": len(shards), "initial": len(done), "unit": "shard", "desc": "extract"}
-    with tqdm(**progress, mininterval=1) as bar:
-        for row in found:
-            record = ShardRecord(**row)
-            records.append(record)
-            rows += 0 if record.skipped else record.rows
-            rate = rows / (time.perf_counter() - started)
-            bar.set_postfix_str(f"{rows:,} rows, {rate:.0f}/s, {record.errors} errors in last")
-            bar.update()
-    return records
+    shards: Sequence[Shard],
+    source: Source,
+    store: FeatureStore,
+    arguments: dict[str, Any],
+    pool: PoolConfig,
+) -> list[str]:
+    """Extract what is not done; names of the shards that were set aside."""
+    done = finished_parts(store, source, shards)
+    left = [shard for shard in shards if shard.name not in done]
+    store.remove_unfinished({shard.name for shard in left})
+    logger.info("%d shards, %d of them finished before", len(shards), len(done))
+    if not left:
+        return []
+    start_ray()
+    deadly: list[str] = []
+    units = [json.dumps(shard) for shard in left]
+    with Progress(len(shards), len(done), worker_count(pool, len(left))) as progress:
+        for row in over_pool(units, ExtractionWorker, arguments, pool, deadly=deadly):
+            progress.update(ShardRecord(**json.loads(row["record"])))
+    store.remove_unfinished({shard.name for shard in left})
+    return [Shard(*json.loads(unit)).name for unit in deadly]
 
 
-def _summarise(store: FeatureStore, records: list[ShardRecord]) -> None:
-    skipped = sum(record.skipped for record in records)
-    logger.info(
-        "%s: %d rows, %d errors in %d shards (%d done before)",
-        store.root,
-        store.manifest.rows,
-        store.manifest.errors,
-        len(records),
-        skipped,
-    )
-    reasons: dict[tuple[str, str], int] = {}
-    for row in store.errors().select(["stage", "error"]).to_pylist():
-        reason = (row["stage"], row["error"])
-        reasons[reason] = reasons.get(reason, 0) + 1
-    for (stage, error), count in sorted(reasons.items(), key=lambda item: -item[1]):
-        logger.info("  %d × %s at stage '%s'; see %s/errors", count, error, stage, store.root)
+def _count(store: FeatureStore) -> Counter[str]:
+    """Write the counts of all parts into the manifest; returns the errors by reason."""
+    parts = in_threads(store.metadata, store.parts())
+    rows, errors = sum(part.rows for part in parts), sum(part.errors for part in parts)
+    store.write_manifest(dataclasses.replace(store.manifest, rows=rows, errors=errors))
+    return sum((Counter(part.failed) for part in parts), Counter())
+
+
+def _plan(extractor: Extractor, shards: Sequence[Shard], options: ExtractOptions) -> None:
+    """Measure on the first shard that is left, and say what a run would do."""
+    store, source = extractor.store, extractor.source
+    done = {} if options.overwrite else finished_parts(store, source, shards)
+    left = [shard for shard in shards if shard.name not in done]
+    torch.set_num_threads(options.pool.cpus_per_worker)
+    rate = extractor.rate(left[0], MEASURED_ROWS) if left else 0.0
+    start_ray()
+    workers = worker_count(options.pool, max(1, len(left)))
+    log_plan(plan(store, source, left, len(done), rate=rate), workers)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,10 @@ they come again: up to half the time of a training step on a virtual machine.
 
 FAILURE = "failure"
 """Column of a record that stands for an error: its class; its text is in `message`."""
+DEADLY = "deadly"
+"""Column of a record that stands for a unit which killed its worker again and again."""
+ATTEMPTS = 3
+"""So many workers may a unit kill before it is set aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,22 @@ def check_room(workers: int, cpus: float, gpus: float) -> None:
             )
 
 
+class _Attempts:
+    """Counts on which units workers died: those that were begun and never ended."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+
+    def begin(self, unit: str) -> int:
+        """How often the unit was begun before."""
+        self.begun[unit] += 1
+        return self.begun[unit] - 1
+
+    def end(self, unit: str) -> None:
+        """The worker lives."""
+        del self.begun[unit]
+
+
 class _Actor:
     """Builds the worker in the actor's process, then hands it one unit at a time.
 
@@ -130,8 +151,11 @@ class _Actor:
     loses its cause between processes.
     """
 
-    def __init__(self, build: Callable[..., Any], arguments: dict[str, Any], threads: int) -> None:
+    def __init__(
+        self, build: Callable[..., Any], arguments: dict[str, Any], threads: int, attempts: Any
+    ) -> None:
         torch.set_num_threads(threads)
+        self.attempts = attempts
         self.failure: DevilError | None = None
         try:
             self.worker = build(**arguments)
@@ -139,13 +163,18 @@ class _Actor:
             self.failure = error
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        (unit,) = batch["unit"]
+        if ray.get(self.attempts.begin.remote(str(unit))) >= ATTEMPTS:
+            return {DEADLY: [str(unit)]}
         try:
             if self.failure is not None:
                 raise self.failure
-            records = [self.worker(unit) for unit in batch["unit"]]
+            record = self.worker(unit)
         except DevilError as error:
             return {FAILURE: [type(error).__name__], "message": [str(error)]}
-        return {name: [record[name] for record in records] for name in records[0]}
+        finally:
+            self.attempts.end.remote(str(unit))
+        return {name: [value] for name, value in record.items()}
 
 
 def over_pool(
@@ -153,14 +182,20 @@ def over_pool(
     build: Callable[..., Callable[[Any], dict[str, Any]]],
     arguments: dict[str, Any],
     config: PoolConfig,
+    *,
+    deadly: list[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Run `build(**arguments)` in each actor, and its result on every unit.
+
+    An actor that dies is replaced, and its unit begun again.
 
     Args:
         units: strings, or other plain values.
         build: makes the worker; loads its model, so it runs once for each actor.
         arguments: for `build`.
         config: size of the pool.
+        deadly: gets the units on which `ATTEMPTS` workers died, and which are set aside; None: the
+            first one ends the run.
 
     Returns:
         The workers' records, in the order in which they finish.
@@ -176,6 +211,7 @@ def over_pool(
     dataset = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=len(units)
     )
+    attempts = ray.remote(num_cpus=0)(_Attempts).remote()
     results = dataset.map_batches(
         _Actor,
         batch_size=1,
@@ -186,9 +222,17 @@ def over_pool(
             "build": build,
             "arguments": arguments,
             "threads": config.cpus_per_worker,
+            "attempts": attempts,
         },
     )
     for record in results.iter_rows():
         if FAILURE in record:
             raise getattr(devil.errors, record[FAILURE], DevilError)(record["message"])
-        yield record
+        if DEADLY not in record:
+            yield record
+            continue
+        message = f"{ATTEMPTS} workers died on {record[DEADLY]}"
+        if deadly is None:
+            raise DevilError(f"{message}; look at their logs, and at the machine's memory.")
+        logger.error("%s; it is set aside", message)
+        deadly.append(record[DEADLY])

@@ -26,9 +26,10 @@ from devil.config import (
 )
 from devil.cost import matrix_rate, peak_memory
 from devil.evaluation.stored import evaluate_stored
-from devil.features import FeatureStore, package_versions
+from devil.features import FeatureStore
 from devil.files import write_atomically
 from devil.language_model import LanguageModel, load_language_model
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.prefetching import prefetched
 from devil.training import StepMetrics, Trainer

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 from devil.config import BackboneConfig, ExtractionConfig
-from devil.features import FeatureStore, Manifest, PartMetadata, PartWriter
+from devil.features import FeatureStore, PartMetadata
+from devil.manifest import Manifest
+from devil.part_writer import PartWriter
 from devil.types import LayerShape
 
 LAYERS = {"shallow": LayerShape(4, 3, 2), "deep": LayerShape(5, 2, 2)}

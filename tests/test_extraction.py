@@ -13,10 +13,12 @@ import tiny
 import torch
 
 from devil import Backbone, ExtractionConfig, load_backbone
+from devil.data.source import Shard, open_source
 from devil.errors import FeatureStoreError
 from devil.extraction import Extractor, ShardRecord
-from devil.features import FeatureStore, Manifest, tensor_column
+from devil.features import FeatureStore, tensor_column
 from devil.images import open_image
+from devil.manifest import Manifest
 from devil.pooling import dropout_masks, row_generator
 
 CONFIG = ExtractionConfig(draws=3, batch_size=4, seed=5)
@@ -32,12 +34,16 @@ def create(backbone: Backbone, root: Path | str, config: ExtractionConfig = CONF
     return FeatureStore.create(str(root), Manifest.of(backbone, weights, config))
 
 
+def tar(path: str) -> Shard:
+    return Shard(Path(path).stem, path)
+
+
 def extract(
     backbone: Backbone, root: Path | str, shards: list[str], config: ExtractionConfig = CONFIG
 ) -> tuple[FeatureStore, list[ShardRecord]]:
     store = create(backbone, root, config)
-    extractor = Extractor(backbone, store, threads=1)
-    return store, [extractor(shard) for shard in shards]
+    extractor = Extractor(backbone, open_source("any.tar"), store, threads=1)
+    return store, [extractor(tar(shard)) for shard in shards]
 
 
 def tensors(store: FeatureStore) -> dict[str, np.ndarray]:
@@ -80,6 +86,7 @@ def test_a_second_run_skips_what_is_done(backbone: Backbone, tmp_path: Path) -> 
     store, second = extract(backbone, tmp_path / "store", shards)
     assert [r.skipped for r in second] == [True, True, False]
     assert [r._replace(skipped=False) for r in second[:2]] == first
+    assert all(r.stages.keys() == {"read", "decode", "backbone", "write"} for r in second)
     for path, (content, time) in before.items():
         assert (Path(path).read_bytes(), os.stat(path).st_mtime_ns) == (content, time)
     assert len(store.parts()) == 3
@@ -132,6 +139,7 @@ def test_bad_rows_become_errors_with_stage_and_reason(backbone: Backbone, tmp_pa
     assert kept == ["00good", "07grey"]
     assert {key: row["stage"] for key, row in errors.items()} == bad
     assert (record.rows, record.errors) == (2, 8) == (len(kept), store.errors().num_rows)
+    assert record.failed == {"decode ImageError": 6, "caption CaptionError": 2}
     assert {row["source"] for row in errors.values()} == {path}
     for key, error, message in [
         ("01corrupt", "ImageError", "truncated"),
@@ -195,7 +203,7 @@ def test_batches_and_threads_change_nothing(backbone: Backbone, tmp_path: Path) 
     for size, threads in ((7, 1), (1, 3), (3, 2)):
         config = ExtractionConfig(draws=3, batch_size=size, seed=5)
         store = create(backbone, tmp_path / f"store{size}", config)
-        Extractor(backbone, store, threads=threads)(shards[0])
+        Extractor(backbone, open_source(shards[0]), store, threads=threads)(tar(shards[0]))
         results.append(tensors(store))
     for other in results[1:]:
         for name, values in results[0].items():

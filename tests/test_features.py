@@ -1,6 +1,8 @@
 """The feature store: schema, manifest, whole or no parts, any file system."""
 
 import dataclasses
+import errno
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from devil.config import BackboneConfig, ExtractionConfig
-from devil.errors import DataError, FeatureStoreError
-from devil.features import (
-    FeatureStore,
-    Manifest,
-    PartMetadata,
-    PartWriter,
-    column_of,
-    tensor_column,
-)
+from devil.data.sample import Failure
+from devil.errors import DataError, FeatureStoreError, StorageError
+from devil.features import FeatureStore, PartMetadata, column_of, tensor_column
+from devil.manifest import Manifest
+from devil.part_writer import PartWriter
 from devil.types import LayerShape
 
 LAYERS = {"blocks.1": LayerShape(6, 2, 3), "blocks.2": LayerShape(4, 1, 1)}
@@ -54,12 +53,12 @@ def columns(rows: int, store: FeatureStore, seed: int = 0) -> dict[str, Any]:
 
 
 def write(store: FeatureStore, name: str, rows: int = 3, seed: int = 0) -> dict[str, Any]:
-    writer = PartWriter(store, name)
     values = columns(rows, store, seed)
-    if rows:
-        writer.add(values)
-    writer.fail("bad", "x.tar", "decode", DataError("why"))
-    writer.commit(PartMetadata("x.tar", 10, rows, 1, 0.5))
+    with PartWriter(store, name) as writer:
+        if rows:
+            writer.add(values)
+        writer.fail(Failure.of("bad", "x.tar", "decode", DataError("why")))
+        writer.commit(PartMetadata("x.tar", 10, rows, 1, 0.5))
     return values
 
 
@@ -117,7 +116,7 @@ def test_maps_keep_their_axes(tmp_path: Path) -> None:
 
 
 def test_many_rows_in_several_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("devil.features.BUFFER_BYTES", 2_000)
+    monkeypatch.setattr("devil.part_writer.GROUP_BYTES", 2_000)
     store = FeatureStore.create(str(tmp_path), manifest())
     values = write(store, "00000", rows=100)
     part = store.parts()[0]
@@ -134,26 +133,60 @@ def test_no_rows(tmp_path: Path) -> None:
     assert tensor_column(table, "feature.blocks.1").shape == (0, 3, 6)
 
 
-def test_a_part_appears_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class SmallFile(io.FileIO):
+    """A file on a disk that has room for its first 1,000 bytes."""
+
+    def write(self, content: Any) -> int:
+        if self.tell() + len(content) > 1_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(content)
+
+
+class SmallDisk(LocalFileSystem):
+    """A disk that is nearly full."""
+
+    protocol = "small"
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return SmallFile(path, mode) if "w" in mode else super()._open(path, mode, **options)
+
+
+@pytest.mark.parametrize("rows", [3, 400])
+def test_a_part_appears_whole_or_not_at_all(rows: int, tmp_path: Path) -> None:
+    """The disk is full at the end, or after row groups were written."""
     store = FeatureStore.create(str(tmp_path), manifest())
     write(store, "00000")
-    before = sorted(p.name for p in tmp_path.rglob("*"))
-    original = pq.write_table
+    before = {p.name for p in tmp_path.rglob("*")}
+    store.fs = SmallDisk()
+    with pytest.raises(StorageError, match=r"no room left at .*make some and start again"):
+        write(store, "00001", rows=rows)
+    assert {p.name for p in tmp_path.rglob("*")} - before <= {"part-00001.parquet"}
+    assert len(store.parts()) == 1  # the other one is its errors
+    store.fs = LocalFileSystem()
+    write(store, "00001")
+    assert len(store.parts()) == 2
 
-    def failing(table: pa.Table, file: Any, **options: Any) -> None:
-        original(table, file, **options)
-        if "feature.blocks.1" in table.column_names:
-            raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", failing)
-    with pytest.raises(OSError, match="disk full"):
-        write(store, "00001")
-    assert len(store.parts()) == 1
-    after = sorted(p.name for p in tmp_path.rglob("*"))
-    assert after == sorted([*before, "part-00001.parquet"])  # its errors alone
-    assert (tmp_path / "errors" / "part-00001.parquet").exists()
+def test_what_was_not_committed_leaves_nothing(tmp_path: Path) -> None:
+    store = FeatureStore.create(str(tmp_path), manifest())
+    with pytest.raises(KeyError), PartWriter(store, "00000") as writer:
+        writer.add(columns(20_000, store))
+        assert list(tmp_path.glob(".part-*.tmp"))
+        raise KeyError
+    assert not list(tmp_path.rglob("*part*"))
+
+
+def test_parts_and_what_broke_off_are_removed_by_name(tmp_path: Path) -> None:
+    store = FeatureStore.create(str(tmp_path), manifest())
+    for name in ("00000", "00001"):
+        write(store, name)
+        (tmp_path / f".part-{name}.parquet.0123abcd.tmp").touch()
+    store.remove_unfinished({"00001"})
+    assert [p.name for p in tmp_path.glob(".part*")] == [".part-00000.parquet.0123abcd.tmp"]
+    store.remove({"00000"})
+    assert store.part_names() == {"00001"}
+    assert store.errors().num_rows == 1
+    assert (tmp_path / "manifest.json").exists()
 
 
 def test_going_on_needs_the_same_configuration(tmp_path: Path) -> None:

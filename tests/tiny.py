@@ -33,8 +33,10 @@ from devil import (
     load_backbone,
     load_language_model,
 )
+from devil.data.source import open_source
 from devil.extraction import Extractor
-from devil.features import FeatureStore, Manifest
+from devil.features import FeatureStore
+from devil.manifest import Manifest
 from devil.model import SlotStatistics
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black")
@@ -321,7 +323,9 @@ def tiny_store(
     vision = load_backbone(config)
     manifest = Manifest.of(vision, config, extraction or ExtractionConfig(draws=3, batch_size=8))
     store = FeatureStore.create(str(folder / "store"), manifest)
-    extractor = Extractor(vision, store, threads=1)
-    for shard in tiny_shards(folder / "shards", shards=shards, rows=rows, captions=captions):
+    tiny_shards(folder / "shards", shards=shards, rows=rows, captions=captions)
+    source = open_source(str(folder / "shards"))
+    extractor = Extractor(vision, source, store, threads=1)
+    for shard in source.shards():
         extractor(shard)
     return store

@@ -29,6 +29,8 @@ class Shard(NamedTuple):
     """Where the stretch begins; rows or bytes, as the source counts."""
     stop: int | None = None
     """Where it ends; None: with the file."""
+    rows: int | None = None
+    """How many it holds; None: only reading tells."""
 
 
 class ShardIdentity(NamedTuple):

@@ -31,8 +31,9 @@ from devil.config import (
 from devil.errors import ConfigError
 from devil.evaluation.captioning import QUICK, CaptionScores, java_on_path
 from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
-from devil.features import FeatureStore, package_versions
+from devil.features import FeatureStore
 from devil.files import write_json
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS

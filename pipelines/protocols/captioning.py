@@ -27,8 +27,9 @@ from devil.evaluation.stored import (
     stored_rows,
     warn_of_shared_rows,
 )
-from devil.features import FeatureStore, package_versions
+from devil.features import FeatureStore
 from devil.files import write_json
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
 

@@ -37,8 +37,8 @@ from devil.evaluation.fields import FieldConfig
 from devil.evaluation.image_text import LOCAL, NEEDS, ImageTextConfig, ImageTextModel
 from devil.evaluation.location_captions import mean_caption
 from devil.evaluation.naming import Naming
-from devil.features import package_versions
 from devil.files import write_json
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
 from pipelines.cli import absolute

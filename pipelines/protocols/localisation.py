@@ -37,8 +37,9 @@ from devil.evaluation.localisation import (
 from devil.evaluation.localiser import SHUFFLED, Localiser, with_class
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.naming import Naming
-from devil.features import FeatureStore, package_versions
+from devil.features import FeatureStore
 from devil.files import write_json
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS

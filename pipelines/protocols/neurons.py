@@ -56,9 +56,9 @@ from devil.evaluation.neurons import (
     references_of,
     split_neurons,
 )
-from devil.features import package_versions
 from devil.files import write_json
 from devil.language_model import load_language_model
+from devil.manifest import package_versions
 from devil.neuron_training import ExplainedBackbone, train_on_neurons
 from devil.neurons import NeuronFeatures, neuron_features
 from devil.report.table import ReportTable

@@ -35,9 +35,9 @@ from devil.evaluation.perturbation_study import (
     study_scores,
 )
 from devil.evaluation.stored import derangement
-from devil.features import package_versions
 from devil.files import write_atomically, write_json
 from devil.images import open_image
+from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.curves import Line, Panel, curves_png
 from devil.report.table import ReportTable

@@ -21,8 +21,8 @@ from devil.evaluation.captioning import EVERY, BertScoreConfig, caption_scores
 from devil.evaluation.controls import most_frequent_caption
 from devil.evaluation.language import language_statistics
 from devil.evaluation.stored import derangement
-from devil.features import package_versions
 from devil.files import write_json
+from devil.manifest import package_versions
 from pipelines.protocols.captioning import captioning_table, language_table
 
 logger = logging.getLogger("scores")

@@ -1,0 +1,127 @@
+"""Which shards of a source are in a feature store, and what the others will take.
+
+A part counts as finished if it was made from a shard of the same name, size and beginning. Looking
+at many parts costs some requests each, so that is done by threads.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+from devil.data.source import Shard, Source
+from devil.errors import DataError, FeatureStoreError
+from devil.features import FeatureStore, PartMetadata
+
+THREADS = 32
+"""Requests at once."""
+
+Thing = TypeVar("Thing")
+Found = TypeVar("Found")
+
+
+def finished(store: FeatureStore, source: Source, shard: Shard) -> PartMetadata | None:
+    """The part already made from this shard, if there is one.
+
+    Raises:
+        FeatureStoreError: a part of this name was made from another shard.
+    """
+    part = store.part_path(shard.name)
+    if not store.has(part):
+        return None
+    metadata = store.metadata(part)
+    size, head = source.identity(shard)
+    if metadata.source_bytes == size and metadata.source_head in ("", head):
+        return metadata
+    if metadata.damaged:  # it has been fetched again since
+        return None
+    raise FeatureStoreError(
+        f"{part} was made from {metadata.source} ({metadata.source_bytes:,} bytes), and "
+        f"{shard.address} ({size:,} bytes) has the same name but other content. Rename the shard, "
+        "or use another store."
+    )
+
+
+def finished_parts(
+    store: FeatureStore, source: Source, shards: Sequence[Shard]
+) -> dict[str, PartMetadata]:
+    """The parts already made, by the shards' names; errors as `finished`."""
+    there = store.part_names()
+    candidates = [shard for shard in shards if shard.name in there]
+    found = in_threads(lambda shard: finished(store, source, shard), candidates)
+    return {
+        shard.name: part for shard, part in zip(candidates, found, strict=True) if part is not None
+    }
+
+
+def check_names(shards: Sequence[Shard]) -> None:
+    """Refuse two shards of one name, whose parts would be one.
+
+    Raises:
+        DataError: there are such; names them.
+    """
+    seen: dict[str, str] = {}
+    for shard in shards:
+        if seen.setdefault(shard.name, shard.address) != shard.address:
+            raise DataError(
+                f"{seen[shard.name]} and {shard.address} would both become part "
+                f"{shard.name!r}; give each a name of its own."
+            )
+
+
+class Plan(NamedTuple):
+    """What is left to do, and an estimate of what it takes."""
+
+    shards: int
+    finished: int
+    rows: int
+    """Rows left."""
+    source_bytes: int
+    """Bytes of the shards left."""
+    store_bytes: int
+    """Bytes that their parts will take before compression."""
+    rate: float
+    """Rows per second of one worker, as measured; 0: not measured."""
+
+    def hours(self, workers: int) -> float:
+        """Time for some workers; infinite without a rate."""
+        return self.rows / (self.rate * workers) / 3600 if self.rate else float("inf")
+
+
+def plan(
+    store: FeatureStore, source: Source, shards: Sequence[Shard], done: int, *, rate: float
+) -> Plan:
+    """Add up what is left.
+
+    Args:
+        store: says how large a row is.
+        source: says how large a shard is.
+        shards: those left. Where a shard does not say how many rows it holds, the first of them is
+            read through, and the others are taken to hold as many for each byte.
+        done: how many are finished.
+        rate: rows per second of one worker.
+    """
+    sizes = [identity.size for identity in in_threads(source.identity, shards)]
+    rows = sum(shard.rows or 0 for shard in shards)
+    unknown = [i for i, shard in enumerate(shards) if shard.rows is None]
+    if unknown:
+        first = unknown[0]
+        read = _count(source, shards[first])
+        rows += round(read * sum(sizes[i] for i in unknown) / max(1, sizes[first]))
+    each = store.row_bytes()
+    return Plan(len(shards) + done, done, rows, sum(sizes), rows * each, rate)
+
+
+def _count(source: Source, shard: Shard) -> int:
+    rows = 0
+    try:
+        for _ in source.read(shard):
+            rows += 1
+    except DataError:  # what can be read of a damaged shard
+        pass
+    return rows
+
+
+def in_threads(function: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:
+    """A function's results for many things, in their order; the first error is raised."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, things))
