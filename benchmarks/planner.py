@@ -2,8 +2,8 @@
 
     python benchmarks/planner.py
 
-The shards are empty files on the local disk, half of them finished; workers do nothing. What is left
-is what the driver does: list, compare, plan, and hand out units.
+The shards are empty files on the local disk, half of them finished; workers do nothing. So what is
+measured is what the driver does: list, compare, plan, and hand out units.
 """
 
 import json

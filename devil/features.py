@@ -136,9 +136,12 @@ class FeatureStore:
             logger.warning("%s It is emptied now.", error)
             store = cls(root, manifest)
             store.remove()
-        with storage(root):
-            store.fs.makedirs(f"{store.path}/errors", exist_ok=True)
-        store.write_manifest(store.manifest)
+            with storage(root):
+                store.fs.rm(f"{store.path}/{MANIFEST}")
+        if not store.has(f"{store.path}/{MANIFEST}"):
+            with storage(root):
+                store.fs.makedirs(f"{store.path}/errors", exist_ok=True)
+            store.write_manifest(manifest)
         return store
 
     def write_manifest(self, manifest: Manifest) -> None:
@@ -159,7 +162,7 @@ class FeatureStore:
             return sorted(self.fs.glob(f"{self.path}/part-*.parquet"))
 
     def has(self, part: str) -> bool:
-        """Whether a part is finished."""
+        """Whether a part, or another file, is there; a part that is there is finished."""
         with storage(self.root):
             return self.fs.exists(part)
 

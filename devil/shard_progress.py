@@ -25,9 +25,14 @@ def finished(store: FeatureStore, source: Source, shard: Shard) -> PartMetadata 
     Raises:
         FeatureStoreError: a part of this name was made from another shard.
     """
-    part = store.part_path(shard.name)
-    if not store.has(part):
+    if not store.has(store.part_path(shard.name)):
         return None
+    return _unchanged(store, source, shard)
+
+
+def _unchanged(store: FeatureStore, source: Source, shard: Shard) -> PartMetadata | None:
+    """What the shard's part says, if the shard is still the same."""
+    part = store.part_path(shard.name)
     metadata = store.metadata(part)
     size, head = source.identity(shard)
     if metadata.source_bytes == size and metadata.source_head in ("", head):
@@ -47,7 +52,7 @@ def finished_parts(
     """The parts already made, by the shards' names; errors as `finished`."""
     there = store.part_names()
     candidates = [shard for shard in shards if shard.name in there]
-    found = in_threads(lambda shard: finished(store, source, shard), candidates)
+    found = in_threads(lambda shard: _unchanged(store, source, shard), candidates)
     return {
         shard.name: part for shard, part in zip(candidates, found, strict=True) if part is not None
     }

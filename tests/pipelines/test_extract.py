@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from tiny import encoded, picture, sample_members, tiny_backbone_weights, tiny_shards, write_tar
 
 from devil.config import ExtractionConfig
-from devil.errors import DataError, FeatureStoreError, LayerError
+from devil.errors import ConfigError, DataError, FeatureStoreError, LayerError, StorageError
 from devil.features import FeatureStore
 from pipelines.extract import ExtractOptions, extract
 from pipelines.pool import PoolConfig
@@ -91,3 +94,66 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) ->
         extract(options(tmp_path, extraction=ExtractionConfig(draws=3)))
     assert (tmp_path / "store" / "manifest.json").read_bytes() == manifest
     assert json.loads(manifest)["rows"] == 2
+
+
+def test_the_first_shards_alone(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=3, rows=2)
+    assert extract(options(tmp_path, limit=1)).rows == 2
+    store = FeatureStore.open(str(tmp_path / "store"))
+    assert store.part_names() == {"00000"}
+    assert extract(options(tmp_path)).rows == 6
+    with pytest.raises(ConfigError, match="limit is 0"):
+        extract(options(tmp_path, limit=0))
+
+
+def test_a_dry_run_says_what_is_left_and_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_shards(tmp_path / "shards", shards=3, rows=9)
+    caplog.set_level("INFO", "extract")
+    extract(options(tmp_path, dry_run=True))
+    assert not (tmp_path / "store").exists()
+    assert "3 shards, 0 of them finished" in caplog.text
+    assert "left: 27 rows" in caplog.text
+    extract(options(tmp_path, limit=1))
+    before = sorted((tmp_path / "store").rglob("*"))
+    caplog.clear()
+    extract(options(tmp_path, dry_run=True))
+    assert "3 shards, 1 of them finished" in caplog.text and "left: 18 rows" in caplog.text
+    assert "rows/s of one worker, measured here" in caplog.text
+    assert sorted((tmp_path / "store").rglob("*")) == before
+
+
+def test_overwriting_makes_parts_again_and_empties_another_configurations_store(
+    tmp_path: Path,
+) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=2)
+    extract(options(tmp_path))
+    parts = list((tmp_path / "store").glob("part-*"))
+    before = {part: part.stat().st_mtime_ns for part in parts}
+    extract(options(tmp_path, overwrite=True))
+    assert all(part.stat().st_mtime_ns > before[part] for part in parts)
+    other = ExtractionConfig(draws=1)
+    assert extract(options(tmp_path, overwrite=True, limit=1, extraction=other)).rows == 2
+    store = FeatureStore.open(str(tmp_path / "store"))
+    assert store.part_names() == {"00000"} and store.manifest.extraction == other
+
+
+def test_a_bucket_out_of_reach_is_told_and_nothing_is_made(tmp_path: Path) -> None:
+    class Unreachable(MemoryFileSystem):
+        protocol = "unreachable"
+
+        def _open(self, path: str, mode: str = "rb", **options: object) -> NoReturn:
+            raise ConnectionError("no route to host")
+
+        def exists(self, path: str, **options: object) -> NoReturn:
+            raise ConnectionError("no route to host")
+
+        ls = info = exists
+
+    fsspec.register_implementation("unreachable", Unreachable, clobber=True)
+    with pytest.raises(StorageError, match=r"bucket/\*.tar cannot be used .*no route"):
+        extract(options(tmp_path, shards="unreachable://bucket/*.tar"))
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    with pytest.raises(StorageError, match="unreachable://bucket/store cannot be used"):
+        extract(options(tmp_path, store="unreachable://bucket/store"))
