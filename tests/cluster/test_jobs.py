@@ -146,7 +146,7 @@ def test_extraction_then_training(address: str, tmp_path: Path) -> None:
     store = FeatureStore.open(str(tmp_path / "store"))
     assert (store.manifest.rows, store.manifest.errors) == (10, 0)
     assert len(store.parts()) == 2
-    assert "10 rows, 0 errors in 2 shards" in extraction.stdout
+    assert "10 rows, 0 errors" in extraction.stdout
     training = submit(address, *train_command(tmp_path))
     assert training.returncode == 0, training.stdout
     model = DeViL.from_pretrained(tmp_path / "run" / "model")
@@ -162,6 +162,6 @@ def test_a_job_runs_what_was_uploaded(address: str) -> None:
 def test_a_job_that_fails_says_why_and_exits_with_one(address: str, tmp_path: Path) -> None:
     job = submit(address, *extract_command(tmp_path))
     assert job.returncode == 1
-    assert f"error: no shards at {tmp_path / 'shards'}" in job.stdout
+    assert "error: no shards" in job.stdout and str(tmp_path / "shards") in job.stdout
     assert "Traceback" not in job.stdout
     assert not (tmp_path / "store").exists()

@@ -143,6 +143,8 @@ def test_names_agree_between_files() -> None:
     assert claims == {claim["metadata"]["name"]}
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     (standing,) = objects("RayCluster")
+    (service,) = objects("RayService")
+    assert standing["metadata"]["name"] != service["metadata"]["name"]  # else one head service
     (retrain,) = objects("CronJob")
     container = retrain["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
     address = container["command"][container["command"].index("--address") + 1]
@@ -197,8 +199,9 @@ def test_jobs_ask_for_what_their_clusters_can_give() -> None:
         workers, cpus = wanted.pop(job["metadata"]["generateName"])
         (group,) = cluster(job)["workerGroupSpecs"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert workers == group["maxReplicas"] and limits["nvidia.com/gpu"] == "1"
-        assert cpus < quantity(limits["cpu"])
+        gpus = int(limits["nvidia.com/gpu"])
+        assert workers == group["maxReplicas"] * gpus
+        assert cpus * gpus < quantity(limits["cpu"])  # one processor is left for Ray
         assert job["spec"]["shutdownAfterJobFinishes"]
     assert not wanted
 
