@@ -1,5 +1,6 @@
 """The pipelines as jobs: a Ray head with its dashboard, and the real `ray job submit`."""
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards
+from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards, tiny_store
 
 from devil.features import FeatureStore
 from devil.model import DeViL
@@ -115,22 +116,20 @@ def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def extract_command(folder: Path) -> list[str]:
-    """Extraction of `folder/shards` into `folder/store`."""
+def backbone_flags(folder: Path) -> list[str]:
+    """A backbone whose weights lie in `folder/backbone`, and two actors for it."""
     backbone = tiny_backbone_weights(folder / "backbone")
     return [
-        *("python", "pipelines/extract.py", str(folder / "shards"), "--store"),
-        *(str(folder / "store"), "--backbone.name", backbone.name),
-        *("--backbone.weights", backbone.weights, "--backbone.layers", *backbone.layers),
+        *("--backbone.name", backbone.name, "--backbone.weights", backbone.weights),
+        *("--backbone.layers", *backbone.layers),
         *("--backbone.image-size", str(backbone.image_size), "--extraction.draws", "2"),
         *("--pool.workers", "2", "--pool.cpus-per-worker", "1"),
     ]
 
 
-def train_command(folder: Path) -> list[str]:
-    """Training of a few steps on `folder/store` into `folder/run`."""
+def training_flags(folder: Path) -> list[str]:
+    """A language model in `folder/lm`, a small translator, a few steps."""
     return [
-        *("python", "pipelines/train.py", str(folder / "store"), "--output", str(folder / "run")),
         *("--language-model.name", tiny_language_model(folder / "lm"), "--translator.width", "16"),
         *("--translator.depth", "1", "--translator.heads", "2", "--translator.feedforward", "32"),
         *("--training.steps", "4", "--training.batch-size", "4", "--training.warmup-steps", "1"),
@@ -141,13 +140,16 @@ def train_command(folder: Path) -> list[str]:
 
 def test_extraction_then_training(address: str, tmp_path: Path) -> None:
     tiny_shards(tmp_path / "shards", shards=2, rows=5)
-    extraction = submit(address, *extract_command(tmp_path))
+    shards, features, run = (str(tmp_path / name) for name in ("shards", "store", "run"))
+    command = ("python", "pipelines/extract.py", shards, "--store", features)
+    extraction = submit(address, *command, *backbone_flags(tmp_path))
     assert extraction.returncode == 0, extraction.stdout
-    store = FeatureStore.open(str(tmp_path / "store"))
+    store = FeatureStore.open(features)
     assert (store.manifest.rows, store.manifest.errors) == (10, 0)
     assert len(store.parts()) == 2
     assert "10 rows, 0 errors" in extraction.stdout
-    training = submit(address, *train_command(tmp_path))
+    command = ("python", "pipelines/train.py", features, "--output", run)
+    training = submit(address, *command, *training_flags(tmp_path))
     assert training.returncode == 0, training.stdout
     model = DeViL.from_pretrained(tmp_path / "run" / "model")
     assert model.summary["steps"] == 4 and model.backbone is not None
@@ -160,8 +162,27 @@ def test_a_job_runs_what_was_uploaded(address: str) -> None:
 
 
 def test_a_job_that_fails_says_why_and_exits_with_one(address: str, tmp_path: Path) -> None:
-    job = submit(address, *extract_command(tmp_path))
+    command = ("python", "pipelines/extract.py", str(tmp_path / "shards"))
+    store = ("--store", str(tmp_path / "store"))
+    job = submit(address, *command, *store, *backbone_flags(tmp_path))
     assert job.returncode == 1
     assert "error: no shards" in job.stdout and str(tmp_path / "shards") in job.stdout
     assert "Traceback" not in job.stdout
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.skipif(not (ROOT / "pipelines" / "retrain.py").is_file(), reason="no retraining yet")
+def test_a_retraining_that_has_learned_nothing_is_refused(address: str, tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=5)
+    tiny_store(tmp_path / "fixed", shards=1, rows=4)
+    names = {"store": "store", "held-out": "fixed/store", "models": "models"}
+    folders = [f"--{option}={tmp_path / name}" for option, name in names.items()]
+    command = ("python", "pipelines/retrain.py", str(tmp_path / "shards"), *folders)
+    job = submit(address, *command, *backbone_flags(tmp_path), *training_flags(tmp_path))
+    assert job.returncode == 1, job.stdout
+    assert "is not released" in job.stdout and "Traceback" not in job.stdout
+    assert FeatureStore.open(str(tmp_path / "store")).manifest.rows == 10
+    (gate,) = (tmp_path / "models" / "runs").glob("*/gate.json")
+    assert json.loads(gate.read_text())["passed"] is False
+    assert DeViL.from_pretrained(gate.parent / "model").summary["steps"] == 4
+    assert not (tmp_path / "models" / "current.json").exists()
