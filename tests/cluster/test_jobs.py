@@ -1,0 +1,188 @@
+"""The pipelines as jobs: a Ray head with its dashboard, and the real `ray job submit`."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards, tiny_store
+
+from devil.features import FeatureStore
+from devil.model import DeViL
+
+ROOT = Path(__file__).parents[2]
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+SECONDS = 400
+"""A job of a few steps that takes longer has hung."""
+
+
+def environment() -> dict[str, str]:
+    """That of a machine where this checkout is not on the path, and no other Ray is known."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_register_timeout_seconds": "300",
+    }
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    for free in sockets:
+        free.bind(("127.0.0.1", 0))
+    ports = [free.getsockname()[1] for free in sockets]
+    for free in sockets:
+        free.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The dashboard of a head that is started for these tests, and stopped after them."""
+    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
+    # Short, for the paths of its sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        options = [f"--{name}={port}" for name, port in ports.items()]
+        options += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}"]
+        options += ["--num-cpus=4", "--object-store-memory=200000000"]
+        log = Path(folder) / "start.log"
+        with open(log, "w") as output:
+            head = subprocess.Popen(
+                [*RAY, "start", "--head", "--block", *options],
+                env=environment(),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            url = f"http://127.0.0.1:{ports['dashboard-port']}"
+            wait_for(url, head, log)
+            yield url
+        finally:
+            stop(head, folder)
+
+
+def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the dashboard answers."""
+    deadline = time.monotonic() + 180
+    while True:
+        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
+        try:
+            with urllib.request.urlopen(f"{url}/api/version", timeout=10):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(0.5)
+
+
+def stop(head: subprocess.Popen[bytes], folder: str) -> None:
+    """End the head's processes, and no other Ray's (as `ray stop` would)."""
+    head.terminate()
+    try:
+        head.wait(timeout=60)
+    except subprocess.TimeoutExpired:
+        pass
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if folder in entry.read_text():
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+        except (OSError, ValueError):
+            continue
+    head.wait(timeout=60)
+
+
+def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Submit a command with this checkout as its working folder, and wait for its end."""
+    request = ["job", "submit", "--address", address, "--working-dir", str(ROOT), "--"]
+    return subprocess.run(
+        [*RAY, *request, *command],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+def backbone_flags(folder: Path) -> list[str]:
+    """A backbone whose weights lie in `folder/backbone`, and two actors for it."""
+    backbone = tiny_backbone_weights(folder / "backbone")
+    return [
+        *("--backbone.name", backbone.name, "--backbone.weights", backbone.weights),
+        *("--backbone.layers", *backbone.layers),
+        *("--backbone.image-size", str(backbone.image_size), "--extraction.draws", "2"),
+        *("--pool.workers", "2", "--pool.cpus-per-worker", "1"),
+    ]
+
+
+def training_flags(folder: Path) -> list[str]:
+    """A language model in `folder/lm`, a small translator, a few steps."""
+    return [
+        *("--language-model.name", tiny_language_model(folder / "lm"), "--translator.width", "16"),
+        *("--translator.depth", "1", "--translator.heads", "2", "--translator.feedforward", "32"),
+        *("--training.steps", "4", "--training.batch-size", "4", "--training.warmup-steps", "1"),
+        *("--training.validation-rows", "2", "--training.precision", "float32"),
+        *("--training.max-caption-tokens", "32", "--cpus-per-worker", "1"),
+    ]
+
+
+def test_extraction_then_training(address: str, tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=5)
+    shards, features, run = (str(tmp_path / name) for name in ("shards", "store", "run"))
+    command = ("python", "pipelines/extract.py", shards, "--store", features)
+    extraction = submit(address, *command, *backbone_flags(tmp_path))
+    assert extraction.returncode == 0, extraction.stdout
+    store = FeatureStore.open(features)
+    assert (store.manifest.rows, store.manifest.errors) == (10, 0)
+    assert len(store.parts()) == 2
+    assert "10 rows, 0 errors" in extraction.stdout
+    command = ("python", "pipelines/train.py", features, "--output", run)
+    training = submit(address, *command, *training_flags(tmp_path))
+    assert training.returncode == 0, training.stdout
+    model = DeViL.from_pretrained(tmp_path / "run" / "model")
+    assert model.summary["steps"] == 4 and model.backbone is not None
+
+
+def test_a_job_runs_what_was_uploaded(address: str) -> None:
+    job = submit(address, "python", "-c", "import devil; print(devil.__file__)")
+    assert job.returncode == 0, job.stdout
+    assert "working_dir_files" in job.stdout
+
+
+def test_a_job_that_fails_says_why_and_exits_with_one(address: str, tmp_path: Path) -> None:
+    command = ("python", "pipelines/extract.py", str(tmp_path / "shards"))
+    store = ("--store", str(tmp_path / "store"))
+    job = submit(address, *command, *store, *backbone_flags(tmp_path))
+    assert job.returncode == 1
+    assert "error: no shards" in job.stdout and str(tmp_path / "shards") in job.stdout
+    assert "Traceback" not in job.stdout
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.skipif(not (ROOT / "pipelines" / "retrain.py").is_file(), reason="no retraining yet")
+def test_a_retraining_that_has_learned_nothing_is_refused(address: str, tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=5)
+    tiny_store(tmp_path / "fixed", shards=1, rows=4)
+    names = {"store": "store", "held-out": "fixed/store", "models": "models"}
+    folders = [f"--{option}={tmp_path / name}" for option, name in names.items()]
+    command = ("python", "pipelines/retrain.py", str(tmp_path / "shards"), *folders)
+    job = submit(address, *command, *backbone_flags(tmp_path), *training_flags(tmp_path))
+    assert job.returncode == 1, job.stdout
+    assert "is not released" in job.stdout and "Traceback" not in job.stdout
+    assert FeatureStore.open(str(tmp_path / "store")).manifest.rows == 10
+    (gate,) = (tmp_path / "models" / "runs").glob("*/gate.json")
+    assert json.loads(gate.read_text())["passed"] is False
+    assert DeViL.from_pretrained(gate.parent / "model").summary["steps"] == 4
+    assert not (tmp_path / "models" / "current.json").exists()
