@@ -7,7 +7,9 @@ redirect anew (`devil.data.web_address`); no proxy, cookie or password is used.
 
 import asyncio
 import datetime
+import functools
 import random
+import ssl
 import threading
 from collections import defaultdict, deque
 from collections.abc import Coroutine, Iterable, Iterator
@@ -65,7 +67,9 @@ class Fetcher:
         self.hosts = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(config.per_host))
         # Connections are not kept: they are known by their machine, and many hosts share one.
         limits = httpx.Limits(max_keepalive_connections=0)
-        self.transport = httpx.AsyncHTTPTransport(trust_env=False, limits=limits)
+        self.transport = httpx.AsyncHTTPTransport(
+            verify=certificates(), trust_env=False, limits=limits
+        )
         self.timeout = httpx.Timeout(config.timeout_seconds).as_dict()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -190,6 +194,12 @@ class Fetcher:
             if len(content) > most:
                 raise SizeError(f"{_shown(url)} has over {most:,} bytes; allowed: {most:,}")
         return bytes(content)
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """What servers' certificates are checked by; reading them takes longer than a request."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _joined(url: httpx.URL, location: str) -> httpx.URL:

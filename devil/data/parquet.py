@@ -117,10 +117,10 @@ class ParquetFiles:
             return file_identity(shard.address)
         first = groups[0].column(0)
         begin = first.dictionary_page_offset or first.data_page_offset
+        size = sum(g.column(c).total_compressed_size for g in groups for c in range(g.num_columns))
         with storage(shard.address):
             fs, path = fsspec.core.url_to_fs(shard.address)
-            head = fs.cat_file(path, start=begin, end=begin + HEAD_BYTES)
-        size = sum(g.column(c).total_compressed_size for g in groups for c in range(g.num_columns))
+            head = fs.cat_file(path, start=begin, end=begin + min(size, HEAD_BYTES))
         return ShardIdentity(size, digest(head))
 
     def _columns(self, path: str, schema: pa.Schema) -> _Columns:
