@@ -42,8 +42,8 @@ def storage(address: str) -> Iterator[None]:
         raise
     except ImportError as error:
         raise MissingToolError(
-            f"{address} needs a package that is not installed ({error}); s3:// comes with "
-            "`pip install devil[s3]`, gs:// with `pip install devil[gs]`."
+            f"{address} needs a package that is not installed ({error}); s3:// comes with this "
+            "package's extra `s3`, gs:// with `gs`: pip install -c constraints.txt '.[s3]'."
         ) from error
     except Exception as error:
         if not is_storage_error(error):

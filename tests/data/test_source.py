@@ -77,7 +77,7 @@ def test_added_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(MissingToolError, match=r"abfs://.*not installed.*devil\[gs\]"):
+    with pytest.raises(MissingToolError, match=r"abfs://.*not installed.*extra `s3`"):
         open_source("abfs://container/a.tar").shards()
 
 
