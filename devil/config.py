@@ -9,7 +9,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from devil.errors import ConfigError
@@ -124,11 +124,55 @@ class DecodingConfig(_Typed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FetchConfig(_Typed):
+    """How pictures are fetched from the web; the limits are those of one worker."""
+
+    concurrency: int = 32
+    """Requests at once."""
+    per_host: int = 4
+    """Requests at once to one host."""
+    timeout_seconds: float = 10.0
+    """Longest wait for a connection, and for the next piece of an answer."""
+    total_seconds: float = 60.0
+    """Longest time of a request, however steadily its answer drips in."""
+    retries: int = 2
+    """Further tries when a server is busy (429), fails (5xx) or does not answer."""
+    max_bytes: int = 20_000_000
+    """Larger answers are broken off."""
+    allow_private: bool = False
+    """Fetch from this machine and its network, too; only for lists that you wrote yourself."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("concurrency", "per_host", "max_bytes"):
+            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("timeout_seconds", "total_seconds"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        _check(self.retries >= 0, "retries", self.retries, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceConfig(_Typed):
     """How captioned pictures are read; see `devil.data.source`."""
 
-    format: Literal["auto", "webdataset"] = "auto"
+    format: Literal["auto", "webdataset", "parquet", "tsv", "coco", "table"] = "auto"
     """What lies at the address; `auto`: what its ending says."""
+    images: str | None = None
+    """Folder of the photos that `coco` and `table` name; None: the one that their file is in."""
+    rows_per_shard: int = 10_000
+    """Where files are cut into shards; those of `webdataset` are never cut."""
+    key_column: str | None = None
+    """In `parquet`; None: `key`, `image_key` or `__key__`, or else rows are numbered."""
+    image_column: str | None = None
+    """In `parquet` and `table`; None: the usual names."""
+    caption_column: str | None = None
+    """In `parquet` and `table`; None: the usual names."""
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    """For `tsv`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.rows_per_shard >= 1, "rows_per_shard", self.rows_per_shard, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +263,13 @@ def to_dict(config: object) -> dict[str, Any]:
     """The configuration as JSON-ready values (tuples become lists)."""
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
@@ -236,8 +286,15 @@ def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{kind.__name__} needs the field {missing}.")
-    # JSON has no tuples.
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _restored(value, hints[name]) for name, value in values.items()})
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """What JSON has no kinds for: configurations inside others, and tuples."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(typing.cast(type, hint), value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _fits(value: object, hint: Any) -> bool:

@@ -25,6 +25,22 @@ class CaptionError(DataError):
     """A caption is empty or longer than the language model's context allows."""
 
 
+class FetchError(DataError):
+    """A picture cannot be fetched: no answer, or one that breaks off."""
+
+
+class AddressError(FetchError):
+    """An address is none of the web, or leads to a machine that is not public."""
+
+
+class StatusError(FetchError):
+    """A server answers that it has no picture, or gives none."""
+
+
+class SizeError(FetchError):
+    """An answer is larger than pictures may be."""
+
+
 class QueryError(DevilError, ValueError):
     """A saliency query has no tokens, or does not fit the request."""
 

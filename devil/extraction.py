@@ -19,7 +19,8 @@ from torch import Tensor
 
 from devil.backbones import Backbone
 from devil.data.sample import Failure, Sample
-from devil.data.source import Shard, Source
+from devil.data.shard import Shard
+from devil.data.source import Source
 from devil.errors import CaptionError, DataError, ImageError
 from devil.features import FeatureStore, PartMetadata
 from devil.images import open_image

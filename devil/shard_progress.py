@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from devil.data.source import Shard, Source
+from devil.data.shard import Shard
+from devil.data.source import Source
 from devil.errors import DataError, FeatureStoreError
 from devil.features import FeatureStore, PartMetadata
 

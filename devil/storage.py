@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 
-from devil.errors import DevilError, StorageError
+from devil.errors import DevilError, MissingToolError, StorageError
 
 REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 """Packages whose errors are not `OSError`, but mean the same."""
@@ -31,11 +31,20 @@ def storage_error(address: str, error: BaseException) -> StorageError:
 
 @contextmanager
 def storage(address: str) -> Iterator[None]:
-    """Raise a file system's errors inside the block as `StorageError`; others pass."""
+    """Raise a file system's errors inside the block as `StorageError`; others pass.
+
+    Raises:
+        MissingToolError: a package for this kind of address is not installed.
+    """
     try:
         yield
     except DevilError:
         raise
+    except ImportError as error:
+        raise MissingToolError(
+            f"{address} needs a package that is not installed ({error}); s3:// comes with this "
+            "package's extra `s3`, gs:// with `gs`: pip install -c constraints.txt '.[s3]'."
+        ) from error
     except Exception as error:
         if not is_storage_error(error):
             raise

@@ -20,7 +20,8 @@ import tyro
 
 from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig, SourceConfig
-from devil.data.source import Shard, Source, open_source
+from devil.data.shard import Shard
+from devil.data.source import Source, open_source
 from devil.errors import ConfigError, DataError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore

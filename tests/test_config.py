@@ -10,7 +10,9 @@ from devil.config import (
     BackboneConfig,
     DecodingConfig,
     ExtractionConfig,
+    FetchConfig,
     LanguageModelConfig,
+    SourceConfig,
     TrainingConfig,
     TranslatorConfig,
     from_dict,
@@ -19,7 +21,15 @@ from devil.config import (
 from devil.errors import ConfigError
 
 NAMES = {BackboneConfig: "timm:resnet50", LanguageModelConfig: "gpt2"}
-KINDS = [*NAMES, TranslatorConfig, DecodingConfig, ExtractionConfig, TrainingConfig]
+KINDS = [
+    *NAMES,
+    TranslatorConfig,
+    DecodingConfig,
+    FetchConfig,
+    SourceConfig,
+    ExtractionConfig,
+    TrainingConfig,
+]
 
 
 def make(kind: type, **fields: Any) -> Any:

@@ -13,7 +13,8 @@ import tiny
 import torch
 
 from devil import Backbone, ExtractionConfig, load_backbone
-from devil.data.source import Shard, open_source
+from devil.data.shard import Shard
+from devil.data.source import open_source
 from devil.errors import FeatureStoreError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore, tensor_column

@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 
 from devil.errors import DataError
 from devil.images import open_image
+from devil.storage import storage
 
 SHOWN = 5
 """Names in an error message."""
@@ -113,7 +114,7 @@ class CocoInstances:
         Raises:
             DataError: the file is missing, broken or contradicts itself, or photos are missing.
         """
-        document = _read(instances)
+        document = read_document(instances, "instance annotations")
         try:
             return _open(document, instances, photos.rstrip("/"))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -125,14 +126,27 @@ class CocoInstances:
             ) from error
 
 
-def _read(path: str) -> Any:
+def read_document(path: str, kind: str) -> Any:
+    """The JSON of a file of COCO's annotations.
+
+    Args:
+        path: its address.
+        kind: which annotations, for messages.
+
+    Raises:
+        DataError: the file is missing or no JSON.
+        StorageError: the file system fails.
+    """
+    with storage(path):
+        fs, name = fsspec.core.url_to_fs(path)
+        try:
+            content = fs.cat_file(name)
+        except FileNotFoundError as error:
+            raise DataError(f"{path} does not exist; give COCO {kind}.") from error
     try:
-        with fsspec.open(path, "rb") as file:
-            return json.loads(file.read())  # type: ignore[union-attr]
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give COCO instance annotations.") from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON ({error}); give COCO instance annotations.") from error
+        raise DataError(f"{path} is not JSON ({error}); give COCO {kind}.") from error
 
 
 def _open(document: Any, source: str, folder: str) -> CocoInstances:

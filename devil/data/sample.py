@@ -1,6 +1,6 @@
 """What a source gives for one row: a captioned picture, or why there is none."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,3 +41,8 @@ class Failure(NamedTuple):
 def unicode_text(text: str) -> str:
     """Text that can be written as UTF-8: lone surrogates (JSON and tars can hold them) escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def texts(captions: Iterable[Any]) -> tuple[str, ...]:
+    """Those that are texts and not empty, without blanks around them."""
+    return tuple(unicode_text(c.strip()) for c in captions if isinstance(c, str) and c.strip())

@@ -4,42 +4,23 @@ A source is opened from its address and a `SourceConfig`, both plain values, so 
 opens its own. What a shard is called and what lies in it depend on nothing else.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Protocol
 
 import fsspec
 
 from devil.config import SourceConfig
+from devil.data.caption_table import table_rows
+from devil.data.coco_captions import coco_rows
+from devil.data.parquet import ParquetFiles
+from devil.data.photo_rows import PhotoRows
 from devil.data.sample import Failure, Sample
+from devil.data.shard import Shard, ShardIdentity, file_identity
+from devil.data.url_list import UrlList
 from devil.data.webdataset import list_shards, read_shard, shard_names
+from devil.errors import DataError
 from devil.storage import storage
-
-HEAD_BYTES = 65_536
-
-
-class Shard(NamedTuple):
-    """A unit of work: a file of the source, or a stretch of one."""
-
-    name: str
-    """Of what is made from it; no two shards of a source have the same."""
-    address: str
-    """The file."""
-    start: int = 0
-    """Where the stretch begins; rows or bytes, as the source counts."""
-    stop: int | None = None
-    """Where it ends; None: with the file."""
-    rows: int | None = None
-    """How many it holds; None: only reading tells."""
-
-
-class ShardIdentity(NamedTuple):
-    """What tells a shard from another one of the same name, wherever it lies."""
-
-    size: int
-    """Bytes."""
-    head: str
-    """Digest of its beginning."""
 
 
 class Source(Protocol):
@@ -88,31 +69,26 @@ class Tars:
         return file_identity(shard.address)
 
 
-def file_identity(address: str) -> ShardIdentity:
-    """Size and beginning of a file; (0, "") where there is none.
-
-    Raises:
-        StorageError: the file system fails.
-    """
-    with storage(address):
-        fs, path = fsspec.core.url_to_fs(address)
-        try:
-            with fs.open(path, "rb") as file:
-                head = file.read(HEAD_BYTES)
-            return ShardIdentity(int(fs.size(path) or 0), digest(head))
-        except FileNotFoundError:
-            return ShardIdentity(0, "")
-
-
-def digest(content: bytes) -> str:
-    """A short digest."""
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
 FORMATS: dict[str, Callable[[str, SourceConfig], Source]] = {
     "webdataset": Tars,
+    "parquet": ParquetFiles,
+    "tsv": UrlList,
+    "coco": partial(PhotoRows, coco_rows),
+    "table": partial(PhotoRows, table_rows),
 }
 """Builders of sources by the name of their format."""
+
+ENDINGS = {
+    ".tar": "webdataset",
+    ".parquet": "parquet",
+    ".tsv": "tsv",
+    ".json": "coco",
+    ".csv": "table",
+    ".jsonl": "table",
+}
+"""Formats that an address's ending tells; a table may also be .tsv or .parquet, if it is said."""
+FOLDERS = (".tar", ".parquet", ".tsv")
+"""Endings of files that are a source in any number; the first that a folder holds is read."""
 
 
 def open_source(address: str, config: SourceConfig | None = None) -> Source:
@@ -121,13 +97,33 @@ def open_source(address: str, config: SourceConfig | None = None) -> Source:
     Args:
         address: a local path or glob, or any fsspec address.
         config: how it is read; None: as its ending says.
+
+    Raises:
+        DataError: the format is to be guessed, and the ending tells none.
+        StorageError: the address cannot be reached.
     """
     config = config or SourceConfig()
-    return FORMATS[config.format if config.format != "auto" else guessed_format(address)](
-        address, config
-    )
+    name = guessed_format(address) if config.format == "auto" else config.format
+    return FORMATS[name](address, config)
 
 
 def guessed_format(address: str) -> str:
-    """The format that an address's ending tells."""
-    return "webdataset"
+    """The format that an address's ending tells; of a folder, that of the files in it.
+
+    Raises:
+        DataError: none.
+        StorageError: the address cannot be reached.
+    """
+    for ending, name in ENDINGS.items():
+        if address.lower().endswith(ending):
+            return name
+    with storage(address):
+        fs, path = fsspec.core.url_to_fs(address)
+        for ending in FOLDERS:
+            if fs.isdir(path) and fs.glob(f"{path.rstrip('/')}/*{ending}"):
+                return ENDINGS[ending]
+    raise DataError(
+        f"no shards at {address}, as far as its name tells: it is no folder of "
+        f"{', '.join(FOLDERS)} files and does not end in {', '.join(ENDINGS)}. Look at the "
+        f"address, or name the format (--source.format): {', '.join(FORMATS)}."
+    )

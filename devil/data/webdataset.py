@@ -6,16 +6,15 @@ most readers, and a shard's `_stats.json` says how many samples it should have h
 
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import IO, Any
 
 import fsspec
 
-from devil.data.sample import Sample, unicode_text
+from devil.data.sample import Sample, texts, unicode_text
+from devil.data.shard import file_names, list_files
 from devil.errors import DataError
-from devil.storage import is_storage_error, storage, storage_error
+from devil.storage import is_storage_error, storage_error
 
 END_MARK = 1024
 """A whole tar ends with at least two zero blocks of 512 bytes."""
@@ -29,22 +28,12 @@ def list_shards(pattern: str) -> list[str]:
         DataError: nothing matches.
         StorageError: the address cannot be reached.
     """
-    with storage(pattern):
-        fs, path = fsspec.core.url_to_fs(pattern)
-        if any(mark in pattern for mark in "*?["):
-            found = fs.glob(path)
-        elif fs.isdir(path):
-            found = fs.glob(path.rstrip("/") + "/*.tar")
-        else:
-            found = [path] if fs.exists(path) else []
-    if not found:
-        raise DataError(f"no shards at {pattern}; give a .tar file, a folder of them, or a glob.")
-    return sorted(fs.unstrip_protocol(p) if "://" in pattern else p for p in found)
+    return list_files(pattern, ".tar")
 
 
 def shard_name(shard: str) -> str:
     """The name under which a shard's part is kept: its file name without `.tar`."""
-    return PurePosixPath(shard).name.removesuffix(".tar")
+    return shard_names([shard])[0]
 
 
 def shard_names(shards: Sequence[str]) -> list[str]:
@@ -53,11 +42,7 @@ def shard_names(shards: Sequence[str]) -> list[str]:
     Raises:
         DataError: two have the same.
     """
-    names = [shard_name(shard) for shard in shards]
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
-    if twice:
-        raise DataError(f"several shards are named {twice[:5]}; give each a name of its own.")
-    return names
+    return file_names(shards, ".tar")
 
 
 def read_shard(path: str) -> Iterator[Sample]:
@@ -139,15 +124,10 @@ def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
     record = _json(members.get("json"))
     image = next((members[s] for s in IMAGE_SUFFIXES if s in members), None)
     captions = record.get("captions")
-    texts = _texts(captions if isinstance(captions, list) else [])
-    texts = texts or _texts([record.get("caption")])
-    texts = texts or _texts([members.get("txt", b"").decode("utf-8", "replace")])
-    return Sample(key=unicode_text(key), source=path, image=image, captions=texts, record=record)
-
-
-def _texts(captions: list[Any]) -> tuple[str, ...]:
-    """Those that are texts and not empty."""
-    return tuple(unicode_text(c.strip()) for c in captions if isinstance(c, str) and c.strip())
+    found = texts(captions if isinstance(captions, list) else [])
+    found = found or texts([record.get("caption")])
+    found = found or texts([members.get("txt", b"").decode("utf-8", "replace")])
+    return Sample(key=unicode_text(key), source=path, image=image, captions=found, record=record)
 
 
 def _json(content: bytes | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dirty import EMPTY, TRUNCATED, DirtyShard, dirty_shards
 from tiny import tiny_backbone_weights, tiny_shards
 
 from devil.config import ExtractionConfig
-from devil.data.source import Shard
+from devil.data.shard import Shard
 from devil.errors import DataError, DevilError
 from devil.features import FeatureStore
 from pipelines import extract as extract_module
