@@ -248,10 +248,9 @@ def _release(
 
 
 def _prune_runs(runs: Path, keep: int) -> None:
-    """Remove all runs but those that were compared last; a model's folder alone is a version."""
-    compared = sorted(runs.glob(f"*/{GATE}"), key=lambda path: path.stat().st_mtime)
-    for gate in compared[:-keep]:
-        shutil.rmtree(gate.parent)
+    """Remove all runs but the last ones, which hold checkpoints; versions are kept elsewhere."""
+    for run in sorted(runs.iterdir(), key=lambda run: run.stat().st_mtime_ns)[:-keep]:
+        shutil.rmtree(run)
 
 
 def main(arguments: list[str]) -> None:
