@@ -61,6 +61,14 @@ class ModelFolderError(DevilError, ValueError):
     """A model folder is incomplete, corrupt, or of another format."""
 
 
+class LockError(DevilError, RuntimeError):
+    """Another process holds a lock, or has taken over the one that was held here."""
+
+
+class GateError(DevilError, ValueError):
+    """A new model is not good enough to be released."""
+
+
 class FeatureStoreError(DevilError, ValueError):
     """A feature store is incomplete, corrupt, or was written under another configuration."""
 

@@ -6,11 +6,12 @@ translator alone), ``statistics.safetensors`` (mean and deviation of each slot's
 loaded is what the translator was trained for. Local paths are kept relative to the folder.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from devil.config import BackboneConfig, LanguageModelConfig, TranslatorConfig, 
 from devil.errors import BackboneError, ConfigError, LanguageModelError, ModelFolderError
 from devil.language_model import LanguageModel, load_language_model
 from devil.model import DeViL, SlotStatistics
+from devil.release import read_release, version_folder
 from devil.translator import Translator
 from devil.types import LayerShape
 
@@ -161,8 +163,26 @@ def load_model(
     """Load a model folder; arguments and errors as `DeViL.from_pretrained`."""
     folder = _folder(name, revision)
     config = _read_config(folder)
-    try:
+    with _understood(folder):
         return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that a model folder is whole, without loading its frozen models.
+
+    Raises:
+        ModelFolderError: a file is missing, corrupt, or of another format.
+    """
+    config = _read_config(folder)
+    with _understood(folder):
+        _read_statistics(folder / STATISTICS, _read_translator(folder, config))
+
+
+@contextlib.contextmanager
+def _understood(folder: Path) -> Iterator[None]:
+    """What goes wrong with a configuration's values is the folder's fault."""
+    try:
+        yield
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ModelFolderError(
             f"{folder / CONFIG} is no model configuration of format {FORMAT_VERSION} "
@@ -173,7 +193,8 @@ def load_model(
 def _folder(name: str | PathLike[str], revision: str | None) -> Path:
     text = os.fspath(name)
     if text and Path(text).is_dir():
-        return Path(text)
+        release = read_release(text)
+        return version_folder(text, release.current) if release else Path(text)
     if text.count("/") != 1 or text.startswith((".", "/", "~", "runs/")):
         raise ModelFolderError(f"model folder {text} does not exist; give a folder or a hub id.")
     try:
@@ -216,13 +237,8 @@ def _assemble(
     language_model: str | None,
     with_backbone: bool,
 ) -> DeViL:
-    shapes = {layer: LayerShape(*shape) for layer, shape in config["layers"].items()}
-    translator = Translator(
-        from_dict(TranslatorConfig, config["translator"]),
-        {layer: shape.channels for layer, shape in shapes.items()},
-        config["embedding_width"],
-    )
-    _load_translator(translator, folder / WEIGHTS, config["version"])
+    shapes = _layer_shapes(config)
+    translator = _read_translator(folder, config)
     statistics = _read_statistics(folder / STATISTICS, translator)
     lm = _language_model(folder, config, language_model, device)
     backbone_config = from_dict(BackboneConfig, config["backbone"])
@@ -250,7 +266,18 @@ def _assemble(
     return model.to(device).eval()
 
 
-def _load_translator(translator: Translator, path: Path, version: str) -> None:
+def _layer_shapes(config: Mapping[str, Any]) -> dict[str, LayerShape]:
+    return {layer: LayerShape(*shape) for layer, shape in config["layers"].items()}
+
+
+def _read_translator(folder: Path, config: Mapping[str, Any]) -> Translator:
+    """The translator with the weights whose digest is the configuration's version."""
+    translator = Translator(
+        from_dict(TranslatorConfig, config["translator"]),
+        {layer: shape.channels for layer, shape in _layer_shapes(config).items()},
+        config["embedding_width"],
+    )
+    path, version = folder / WEIGHTS, config["version"]
     state = _read_tensors(path)
     expected = translator.state_dict()
     wrong = sorted(set(expected) ^ set(state)) or [
@@ -264,6 +291,7 @@ def _load_translator(translator: Translator, path: Path, version: str) -> None:
             f"{path} has other weights than those of version {version} that its {CONFIG} names; "
             "copy the whole folder again."
         )
+    return translator
 
 
 def _read_statistics(path: Path, translator: Translator) -> dict[str, SlotStatistics]:

@@ -266,7 +266,8 @@ class DeViL(nn.Module):
         """Load a model folder or a hub id.
 
         Args:
-            name: folder written by `save_pretrained`, or `OWNER/NAME` on the hub.
+            name: folder written by `save_pretrained`; or a folder of versions, whose current one
+                is loaded (see `devil.versions`); or `OWNER/NAME` on the hub.
             device: where the models go.
             backbone: path of the backbone's weights, where the recorded one does not exist here.
             language_model: name or folder of the LM, likewise.

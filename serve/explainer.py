@@ -24,6 +24,7 @@ from devil.errors import ConfigError, DevilError, ImageError, LayerError, QueryE
 from devil.images import open_image
 from devil.model import DeViL
 from serve.problems import internal_error
+from serve.reload import ServedModel
 from serve.schemas import LayerDescription, ModelDescription, Options, Refusal
 from serve.settings import Settings
 
@@ -134,13 +135,13 @@ class Explainer:
     """A replica: loads the model, and explains the pictures of concurrent requests in batches."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the model and explain a blank picture, so that a model that cannot is not ready."""
+        """Load the model; one that cannot explain a blank picture is not ready."""
         self.settings = settings
         torch.set_num_threads(
             settings.threads or max(1, (os.cpu_count() or 1) // settings.replicas)
         )
         device = chosen_device(settings.device)
-        self.model = DeViL.from_pretrained(settings.model, device=device)
+        self._served = ServedModel(settings.model, device, settings.reload_seconds)
         self._free = asyncio.Event()
         self._free.set()
         self._batch_started: float | None = None
@@ -148,14 +149,12 @@ class Explainer:
         self._batched.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
             settings.batch_wait_seconds
         )
-        explain_images(
-            self.model,
-            [Image.new("RGB", (32, 32))],
-            layers=self.model.layers[-1:],
-            dense=False,
-            decoding=DecodingConfig(max_new_tokens=1),
-        )
         logger.info("%s %s is ready on %s", self.model.name, self.model.version, device)
+
+    @property
+    def model(self) -> DeViL:
+        """The model that answers now; a batch keeps the one that it began with."""
+        return self._served.model
 
     async def explain(self, image: bytes, options: Options) -> Answer:
         """Explain the picture in a file's bytes."""

@@ -13,7 +13,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str = Field("runs/demo/model", description="Model folder, or hub id OWNER/NAME.")
+    model: str = Field(
+        "runs/demo/model",
+        description="Model folder, or one of versions, or hub id OWNER/NAME.",
+    )
+    reload_seconds: float = Field(
+        5.0, gt=0, le=3600, description="How often a folder of versions is asked for a new one."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs; `auto`: a GPU if there is one."
     )

@@ -11,7 +11,7 @@ import pytest
 import tyro
 
 from devil.errors import ConfigError, DataError, LayerError
-from pipelines import audit, extract, quickstart, train
+from pipelines import audit, extract, quickstart, retrain, train
 from pipelines.cli import devil_error, run_script
 from pipelines.evaluate import PROTOCOLS
 from pipelines.pool import PoolConfig, over_pool
@@ -19,6 +19,7 @@ from pipelines.pool import PoolConfig, over_pool
 SCRIPTS = {
     "extract": (extract.ExtractOptions, extract.extract, "--extraction.feature-dropout"),
     "train": (train.TrainOptions, train.train, "--training.token-dropout"),
+    "retrain": (retrain.RetrainOptions, retrain.retrain, "--gate.margin"),
     "audit": (audit.AuditOptions, audit.audit, "--audit.queries"),
     "quickstart": (quickstart.QuickstartOptions, quickstart.quickstart, "--training-steps"),
 }
