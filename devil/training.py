@@ -15,11 +15,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from devil.batches import Batch, HeldOut
+from devil.batches import Batch
 from devil.config import TrainingConfig
 from devil.cost import training_flops
 from devil.errors import CaptionError, ConfigError, DevilError
 from devil.frozen import with_matrices_in
+from devil.held_out import HeldOut
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss
 from devil.translator import Translator

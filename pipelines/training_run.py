@@ -15,7 +15,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 
-from devil.batches import Batch, HeldOut, TrainingBatches
+from devil.batches import Batch, TrainingBatches
 from devil.config import (
     DecodingConfig,
     LanguageModelConfig,
@@ -28,6 +28,7 @@ from devil.cost import matrix_rate, peak_memory
 from devil.evaluation.stored import evaluate_stored
 from devil.features import FeatureStore, package_versions
 from devil.files import write_atomically
+from devil.held_out import HeldOut
 from devil.language_model import LanguageModel, load_language_model
 from devil.model import DeViL
 from devil.prefetching import prefetched

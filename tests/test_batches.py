@@ -13,9 +13,10 @@ import tiny
 import torch
 from stores import synthetic_store
 
-from devil.batches import Batch, TrainingBatches, clean_rows
+from devil.batches import Batch, TrainingBatches
 from devil.config import TrainingConfig
 from devil.errors import FeatureStoreError
+from devil.held_out import clean_rows
 from devil.language_model import LanguageModel
 
 CAPTIONS = stores.CAPTIONS
