@@ -159,8 +159,8 @@ def load_model(
     revision: str | None = None,
 ) -> DeViL:
     """Load a model folder; arguments and errors as `DeViL.from_pretrained`."""
-    folder = _folder(name, revision)
-    config = _read_config(folder)
+    folder = find_folder(name, revision)
+    config = read_config(folder)
     try:
         return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
@@ -170,7 +170,12 @@ def load_model(
         ) from error
 
 
-def _folder(name: str | PathLike[str], revision: str | None) -> Path:
+def find_folder(name: str | PathLike[str], revision: str | None = None) -> Path:
+    """A model folder here, or fetched from the hub.
+
+    Raises:
+        ModelFolderError: neither has it.
+    """
     text = os.fspath(name)
     if text and Path(text).is_dir():
         return Path(text)
@@ -186,7 +191,12 @@ def _folder(name: str | PathLike[str], revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json`.
+
+    Raises:
+        ModelFolderError: a file is missing, corrupt, or of another format.
+    """
     missing = [f for f in (CONFIG, WEIGHTS, STATISTICS) if not (folder / f).is_file()]
     if missing:
         raise ModelFolderError(f"model folder {folder} lacks {missing}; copy the whole folder.")
@@ -222,7 +232,7 @@ def _assemble(
         {layer: shape.channels for layer, shape in shapes.items()},
         config["embedding_width"],
     )
-    _load_translator(translator, folder / WEIGHTS, config["version"])
+    load_translator(translator, folder / WEIGHTS, config["version"])
     statistics = _read_statistics(folder / STATISTICS, translator)
     lm = _language_model(folder, config, language_model, device)
     backbone_config = from_dict(BackboneConfig, config["backbone"])
@@ -250,7 +260,12 @@ def _assemble(
     return model.to(device).eval()
 
 
-def _load_translator(translator: Translator, path: Path, version: str) -> None:
+def load_translator(translator: Translator, path: Path, version: str) -> None:
+    """Load weights from a file.
+
+    Raises:
+        ModelFolderError: they do not fit, or are not those of `version`.
+    """
     state = _read_tensors(path)
     expected = translator.state_dict()
     wrong = sorted(set(expected) ^ set(state)) or [
