@@ -6,26 +6,23 @@ sees what an uninterrupted one would have seen, and any number of workers share 
 """
 
 import contextlib
-import hashlib
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
 
+from devil.chunks import Chunk, ChunkReader, columns_of
 from devil.config import TrainingConfig
 from devil.errors import CaptionError, FeatureStoreError
-from devil.features import FeatureStore, column_of, tensor_column
+from devil.features import FeatureStore
+from devil.held_out import HeldOut, clean_rows, clean_vectors, held_out_keys
 from devil.language_model import LanguageModel
 from devil.model import SlotStatistics
 from devil.pooling import dropout_masks, masked_mean, mean_pool
 from devil.translator import slots_of, token_dropout
-
-logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -44,23 +41,6 @@ class Batch(NamedTuple):
     def pinned(self) -> "Batch":
         """The same with features in page-locked memory, from which a GPU copies on its own."""
         return self._replace(features={s: v.pin_memory() for s, v in self.features.items()})
-
-
-class HeldOut(NamedTuple):
-    """Rows kept out of training."""
-
-    keys: list[str]
-    features: dict[str, Tensor]
-    """Clean features per slot (row, channels)."""
-    references: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows in memory."""
-
-    columns: Mapping[str, np.ndarray]
-    captions: Sequence[Sequence[Sequence[int]]]
 
 
 class TrainingBatches:
@@ -97,7 +77,7 @@ class TrainingBatches:
         self.class_tokens = class_tokens
         self.parts = store.parts()
         keys = {part: store.read(part, ["key"]).column("key").to_pylist() for part in self.parts}
-        self.held_out_keys = _held_out(keys, config.validation_rows)
+        self.held_out_keys = held_out_keys(keys, config.validation_rows)
         self.rows = {
             part: [i for i, key in enumerate(ks) if key not in self.held_out_keys]
             for part, ks in keys.items()
@@ -113,13 +93,14 @@ class TrainingBatches:
                 f"{self.count} rows in batches of {config.batch_size} are too few for {world} "
                 "workers; use fewer workers, or a larger batch_size."
             )
-        self._left_out: dict[str, int] = {}
-        self._cached: tuple[tuple[str, ...], Chunk] | None = None
+        columns = columns_of(self.slots, self.layers)
+        limit = config.max_caption_tokens
+        self._chunk = ChunkReader(store, language_model, self.rows, columns, limit)
 
     @property
     def captions_left_out(self) -> int:
         """Captions too long for training, in the parts that were read so far."""
-        return sum(self._left_out.values())
+        return sum(self._chunk.left_out.values())
 
     def epoch_steps(self, epoch: int) -> int:
         """Steps in which every row is visited once, but for rests smaller than a batch."""
@@ -127,29 +108,46 @@ class TrainingBatches:
 
     def __call__(self, start: int, stop: int) -> Iterator[Batch]:
         """This worker's batches of steps `start` to `stop` − 1."""
-        step, epoch, first = start, 0, 0
+        step = start
+        epoch, offset = self._position(start)
         while step < stop:
-            length = self.epoch_steps(epoch)
-            if step < first + length:
-                for rows, chunk in self._epoch(epoch, step - first):
-                    yield self._batch(step, rows, chunk)
-                    step += 1
-                    if step == stop:
-                        return
-            first += length
-            epoch += 1
+            for rows, parts in self._epoch(epoch, offset):
+                yield self._batch(step, rows, self._chunk(parts))
+                step += 1
+                if step == stop:
+                    return
+            epoch, offset = epoch + 1, 0
+
+    def whole(self) -> "TrainingBatches":
+        """The same for a single worker, whose share is all of each batch."""
+        result = copy.copy(self)
+        result.rank, result.world = 0, 1
+        return result
+
+    def keys(self, step: int) -> list[str]:
+        """Keys of this worker's rows in a step, in their order; reads them from the store."""
+        rows, parts = next(self._epoch(*self._position(step)))
+        keys = self._chunk.keys(parts)
+        return [keys[row] for row in rows[self.rank :: self.world]]
+
+    def _position(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and how many steps of that epoch come before it."""
+        epoch = 0
+        while step >= (length := self.epoch_steps(epoch)):
+            step, epoch = step - length, epoch + 1
+        return epoch, step
 
     def _order(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, 1, epoch])
 
-    def _epoch(self, epoch: int, offset: int) -> Iterator[tuple[np.ndarray, Chunk]]:
-        """Row numbers of each global batch from batch `offset` on, with the chunk they lie in."""
+    def _epoch(self, epoch: int, offset: int) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+        """Row numbers of each global batch from batch `offset` on, in a chunk of some parts."""
         rng, size = self._order(epoch), self.config.batch_size
         for parts in self._groups(rng.permutation(len(self.parts))):
             order = rng.permutation(self._count(parts))
             steps = self._steps(parts)
             for index in range(offset, steps):
-                yield order[index * size : (index + 1) * size], self._load(parts)
+                yield order[index * size : (index + 1) * size], parts
             offset = max(0, offset - steps)
 
     def _count(self, parts: Sequence[str]) -> int:
@@ -171,43 +169,6 @@ class TrainingBatches:
             rest = groups.pop()
             groups[-1] += rest
         return [tuple(sorted(group)) for group in groups]
-
-    def _load(self, parts: tuple[str, ...]) -> Chunk:
-        if self._cached is None or self._cached[0] != parts:
-            self._cached = None  # let go of the old chunk before the new one is read
-            self._cached = (parts, self._read(parts))
-        return self._cached[1]
-
-    def _read(self, parts: Sequence[str]) -> Chunk:
-        names = {slot: column_of(slot, self.layers) for slot in self.slots}
-        tables = []
-        for part in parts:
-            table = self.store.read(part, ["captions", *names.values()])
-            tables.append(table.take(pa.array(self.rows[part], pa.int64())))
-        columns = {
-            slot: np.concatenate([tensor_column(table, name) for table in tables])
-            for slot, name in names.items()
-        }
-        captions: list[list[list[int]]] = []
-        for part, table in zip(parts, tables, strict=True):
-            captions += self._tokenise(part, table.column("captions").to_pylist())
-        return Chunk(columns, captions)
-
-    def _tokenise(self, part: str, rows: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-        """Token ids of each row's captions without those that are too long."""
-        result: list[list[list[int]]] = [[] for _ in rows]
-        problems = []
-        for ids, captions in zip(result, rows, strict=True):
-            for caption in captions:
-                try:
-                    limit = self.config.max_caption_tokens
-                    ids.append(self.lm.caption_ids(caption, limit=limit))
-                except CaptionError as error:
-                    problems.append(error)
-        if problems and part not in self._left_out:
-            logger.warning("%s: %d captions left out: %s", part, len(problems), problems[0])
-        self._left_out[part] = len(problems)
-        return result
 
     def _batch(self, step: int, rows: np.ndarray, chunk: Chunk) -> Batch:
         config = self.config
@@ -267,10 +228,10 @@ class TrainingBatches:
 
     def statistics(self) -> dict[str, SlotStatistics]:
         """Mean and deviation of each slot's clean features over one chunk of training rows."""
-        chunk = self._load(self._groups(np.arange(len(self.parts)))[0])
+        chunk = self._chunk(self._groups(np.arange(len(self.parts)))[0])
         result = {}
         for slot in self.slots:
-            clean = _clean(chunk.columns[slot]).double()
+            clean = clean_vectors(chunk.columns[slot]).double()
             std = clean.std(dim=0) if len(clean) > 1 else torch.ones(clean.shape[1])
             result[slot] = SlotStatistics(clean.mean(dim=0).float(), std.float())
         return result
@@ -310,49 +271,6 @@ def check_captions(store: FeatureStore, lm: LanguageModel, config: TrainingConfi
         f"{store.root}: every caption is empty or has more than max_caption_tokens = "
         f"{config.max_caption_tokens} tokens; raise that, or shorten the captions."
     )
-
-
-def clean_rows(
-    store: FeatureStore,
-    layers: Sequence[str],
-    class_tokens: bool,
-    keys: frozenset[str] | None = None,
-) -> HeldOut:
-    """Clean features and captions of some rows of a store, or of all."""
-    slots = slots_of(layers, class_tokens=class_tokens)
-    names = {slot: column_of(slot, layers) for slot in slots}
-    found: list[str] = []
-    references: list[list[str]] = []
-    features: dict[str, list[Tensor]] = {slot: [] for slot in slots}
-    for part in store.parts():
-        every = store.read(part, ["key"]).column("key").to_pylist()
-        rows = [i for i, key in enumerate(every) if keys is None or key in keys]
-        if not rows:
-            continue
-        table = store.read(part, ["captions", *names.values()]).take(pa.array(rows, pa.int64()))
-        found += [every[i] for i in rows]
-        references += table.column("captions").to_pylist()
-        for slot, name in names.items():
-            features[slot].append(_clean(tensor_column(table, name)))
-    return HeldOut(found, {s: torch.cat(v) for s, v in features.items() if v}, references)
-
-
-def _clean(stored: np.ndarray) -> Tensor:
-    """Class tokens as they are, the clean mean of pooled rows, the mean of maps."""
-    values = stored[:, 0] if stored.ndim == 3 else stored
-    tensor = torch.from_numpy(values.astype(np.float32))
-    return mean_pool(tensor) if tensor.ndim == 4 else tensor
-
-
-def _held_out(keys: Mapping[str, Sequence[str]], count: int) -> frozenset[str]:
-    """The `count` keys with the smallest hashes: the same ones whatever the parts' order."""
-    every = {key for ks in keys.values() for key in ks}
-    count = min(count, len(every) // 2)
-
-    def hashed(key: str) -> bytes:
-        return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-    return frozenset(sorted(every, key=hashed)[:count])
 
 
 def _choose(

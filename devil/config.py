@@ -238,6 +238,11 @@ class TrainingConfig(_Typed):
     """Steps between checkpoints."""
     log_every: int = 50
     """Steps between lines of metrics."""
+    select: Literal["last", "loss", "cider"] = "last"
+    """Whose weights the model gets: the last step's, or those of the best validation by loss, or by
+    CIDEr from all layers."""
+    patience: int = 0
+    """Validations in a row without a better one after which training ends; 0: never early."""
     chunk_rows: int = 100_000
     """Rows of the store held in memory and shuffled together."""
     seed: int = 0
@@ -251,12 +256,17 @@ class TrainingConfig(_Typed):
         )
         for name in at_least_one.split():
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup_steps", "weight_decay", "gradient_clip", "validation_rows"):
+        at_least_zero = "warmup_steps weight_decay gradient_clip validation_rows patience"
+        for name in at_least_zero.split():
             _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _check(0 <= self.token_dropout < 1, "token_dropout", self.token_dropout, "[0, 1)")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
         floor = self.final_learning_rate
         _check(0 <= floor <= self.learning_rate, "final_learning_rate", floor, "[0, learning_rate]")
+        last, rows = self.select == "last", self.validation_rows
+        _check(last or rows > 0, "validation_rows", rows, f"at least 1 with select={self.select!r}")
+        allowed = "0 with select='last', which compares no weights"
+        _check(not (last and self.patience), "patience", self.patience, allowed)
 
 
 def to_dict(config: object) -> dict[str, Any]:

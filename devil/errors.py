@@ -1,8 +1,10 @@
 """The exception tree: everything a user can cause is a `DevilError`, and most are `ValueError` too.
 
-A message names what was wrong, the value, what is allowed, and the way out. Each class takes the
-message alone, so that every error survives pickling between processes.
+A message names what was wrong, the value, what is allowed, and the way out. Each class can be
+made of the message alone, so that every error survives pickling between processes.
 """
+
+import math
 
 
 class DevilError(Exception):
@@ -75,6 +77,14 @@ class FeatureStoreError(DevilError, ValueError):
 
 class StorageError(DevilError, RuntimeError):
     """A folder or bucket cannot be reached, read or written; nothing is wrong with the data."""
+
+
+class LossError(DevilError, ArithmeticError):
+    """The training loss, or its gradient, is not finite."""
+
+    def __init__(self, message: str, loss: float = math.nan) -> None:
+        super().__init__(message)
+        self.loss = loss
 
 
 class MissingToolError(DevilError, RuntimeError):

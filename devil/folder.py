@@ -161,8 +161,8 @@ def load_model(
     revision: str | None = None,
 ) -> DeViL:
     """Load a model folder; arguments and errors as `DeViL.from_pretrained`."""
-    folder = _folder(name, revision)
-    config = _read_config(folder)
+    folder = find_folder(name, revision)
+    config = read_config(folder)
     with _understood(folder):
         return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
 
@@ -173,7 +173,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ModelFolderError: a file is missing, corrupt, or of another format.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     with _understood(folder):
         _read_statistics(folder / STATISTICS, _read_translator(folder, config))
 
@@ -190,7 +190,12 @@ def _understood(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _folder(name: str | PathLike[str], revision: str | None) -> Path:
+def find_folder(name: str | PathLike[str], revision: str | None = None) -> Path:
+    """A model folder here, or fetched from the hub.
+
+    Raises:
+        ModelFolderError: neither has it.
+    """
     text = os.fspath(name)
     if text and Path(text).is_dir():
         release = read_release(text)
@@ -207,7 +212,12 @@ def _folder(name: str | PathLike[str], revision: str | None) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """A model folder's `config.json`.
+
+    Raises:
+        ModelFolderError: a file is missing, corrupt, or of another format.
+    """
     missing = [f for f in (CONFIG, WEIGHTS, STATISTICS) if not (folder / f).is_file()]
     if missing:
         raise ModelFolderError(f"model folder {folder} lacks {missing}; copy the whole folder.")
@@ -277,7 +287,16 @@ def _read_translator(folder: Path, config: Mapping[str, Any]) -> Translator:
         {layer: shape.channels for layer, shape in _layer_shapes(config).items()},
         config["embedding_width"],
     )
-    path, version = folder / WEIGHTS, config["version"]
+    load_translator(translator, folder / WEIGHTS, config["version"])
+    return translator
+
+
+def load_translator(translator: Translator, path: Path, version: str) -> None:
+    """Load weights from a file.
+
+    Raises:
+        ModelFolderError: they do not fit, or are not those of `version`.
+    """
     state = _read_tensors(path)
     expected = translator.state_dict()
     wrong = sorted(set(expected) ^ set(state)) or [
@@ -291,7 +310,6 @@ def _read_translator(folder: Path, config: Mapping[str, Any]) -> Translator:
             f"{path} has other weights than those of version {version} that its {CONFIG} names; "
             "copy the whole folder again."
         )
-    return translator
 
 
 def _read_statistics(path: Path, translator: Translator) -> dict[str, SlotStatistics]:

@@ -7,19 +7,21 @@ worker's share of each batch.
 import contextlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from devil.batches import Batch, HeldOut
+from devil.batches import Batch
 from devil.config import TrainingConfig
 from devil.cost import training_flops
-from devil.errors import CaptionError, ConfigError, DevilError
+from devil.errors import CaptionError, ConfigError, DevilError, LossError
 from devil.frozen import with_matrices_in
+from devil.held_out import HeldOut
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss
 from devil.translator import Translator
@@ -107,6 +109,7 @@ class Trainer:
         config: TrainingConfig,
         *,
         wrapped: Callable[..., Tensor] | None = None,
+        rank: int = 0,
         world: int = 1,
     ) -> None:
         """Take the parts, on their device.
@@ -116,7 +119,7 @@ class Trainer:
             language_model: frozen.
             config: the optimisation.
             wrapped: the translator inside a data-parallel wrapper, which averages gradients.
-            world: number of workers behind the wrapper.
+            rank, world: which worker this is of those behind the wrapper.
 
         Raises:
             ConfigError: prefix and longest caption together exceed the LM's context.
@@ -124,7 +127,7 @@ class Trainer:
         check_context(language_model, translator.config.prefix_length, config)
         self.translator, self.lm, self.config = translator, language_model, config
         self.forward = wrapped or translator
-        self.world = world
+        self.rank, self.world = rank, world
         self.optimiser = build_optimiser(translator, config)
         self.device = translator.prefix_tokens.device
         self.dtype = autocast_dtype(config.precision, self.device)
@@ -148,34 +151,56 @@ class Trainer:
                 loss = caption_loss(self._frozen, prefix, batch.captions)
         return loss.total / batch.global_tokens
 
+    @contextlib.contextmanager
+    def _own_dropout(self) -> Iterator[None]:
+        """Draw the language model's dropout by (seed, step, worker): nothing else draws here.
+
+        So a run that goes on from a checkpoint draws what an uninterrupted one would have drawn.
+        """
+        if not self.config.lm_dropout:
+            yield
+            return
+        rng = np.random.default_rng([self.config.seed, 3, self.step, self.rank])
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(rng.integers(2**62)))
+            yield
+
     def train_step(self, batch: Batch) -> StepMetrics:
         """One optimiser step.
 
         Raises:
-            DevilError: the loss is not finite.
+            LossError: the loss or its gradient is not finite; the weights stay as they were. The
+                workers' gradients are one, so that all of them raise.
         """
         assert batch.step == self.step, (batch.step, self.step)
         rate = learning_rate(self.step, self.config)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        with short_sequence_attention(self.device):
+        with short_sequence_attention(self.device), self._own_dropout():
             loss = self.loss(batch)
             # A data-parallel wrapper averages over workers; the loss is a sum over them.
             (loss * self.world).backward()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise DevilError(
-                f"the loss at step {self.step} is {value}; lower the learning rate "
-                f"({rate:g} now), or look for broken features."
-            )
         norm = nn.utils.clip_grad_norm_(
             self.translator.parameters(), self.config.gradient_clip or math.inf
         )
+        self._check_finite(float(loss.detach()), float(norm), rate)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.step += 1
         flops = training_flops(self.translator, self.lm, batch.visible, batch.captions)
+        value = float(loss.detach())
         return StepMetrics(batch.step, value, float(norm), rate, len(batch.captions), flops)
+
+    def _check_finite(self, loss: float, norm: float, rate: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.optimiser.zero_grad(set_to_none=True)
+        gradient = f" and its gradient's norm {norm}" if math.isfinite(loss) else ""
+        raise LossError(
+            f"the loss at step {self.step} is {loss}{gradient}; lower the learning rate "
+            f"({rate:g} now), or look for broken features.",
+            loss,
+        )
 
     @torch.inference_mode()
     def validation_loss(self, rows: HeldOut, *, batch_size: int = 64) -> float:

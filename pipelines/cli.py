@@ -54,6 +54,7 @@ def devil_error(error: BaseException | None) -> DevilError | None:
         seen.add(id(error))
         failures = getattr(error, "worker_failures", None)  # Ray Train: rank → exception
         inner = next(iter(failures.values())) if failures else getattr(error, "cause", None)
+        inner = getattr(error, "controller_failure", inner)  # Ray Train: what ended it at once
         # Ray's wrapper of a task's error is of the error's own class, too; its text a traceback.
         if isinstance(error, DevilError) and not isinstance(inner, BaseException):
             return error

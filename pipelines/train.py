@@ -25,10 +25,12 @@ from devil.features import FeatureStore
 from devil.language_model import load_language_model
 from devil.model import DeViL
 from devil.training import check_context
+from devil.warm_start import check_start
 from pipelines.cli import absolute, devil_error, run_script
 from pipelines.pool import check_room, start_ray
 from pipelines.runs import claim_run
-from pipelines.training_run import train_worker
+from pipelines.training_failures import EndAtOnce
+from pipelines.training_worker import train_worker
 
 logger = logging.getLogger("train")
 
@@ -50,8 +52,15 @@ class TrainOptions:
     """Subset of the store's layers; empty: all."""
     name: str = "devil"
     """Name of the model, written into its card and its explanations."""
+    start_from: str = ""
+    """Model folder or hub id whose translator the training begins with; empty: random weights."""
     workers: int = 1
-    """Data-parallel workers; the global batch stays the same."""
+    """Data-parallel workers; the global batch stays the same, and a run may go on with others."""
+    max_workers: int = 0
+    """Let a run grow up to so many while the cluster has room, and shrink to `workers`, each time
+    from the last checkpoint; 0: always `workers`."""
+    max_failures: int = 3
+    """Deaths of workers after which training gives up; each time it goes on from a checkpoint."""
     gpu: bool = False
     """Give each worker one GPU."""
     cpus_per_worker: int = 2
@@ -65,15 +74,16 @@ def train(options: TrainOptions) -> DeViL:
         The trained model, loaded from its folder, without its backbone.
 
     Raises:
-        FeatureStoreError, LanguageModelError: an input cannot be used.
+        FeatureStoreError, LanguageModelError, ModelFolderError: an input cannot be used.
         ConfigError: the output folder belongs to a run with other options, captions of
-            `max_caption_tokens` do not fit the language model, or the machine is too small.
+            `max_caption_tokens` do not fit the language model, a batch is too small for the
+            workers, or the machine is.
         CaptionError: no caption can be trained on.
+        LossError: the loss is not finite; names the file with the batch's keys.
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
-    _check_inputs(options)
-    wanted = _run_description(options)
+    wanted = _run_description(options, _check_inputs(options))
     if not (output / "training" / "finished").is_file():
         start_ray()
         check_room(options.workers, options.cpus_per_worker, float(options.gpu))
@@ -81,22 +91,7 @@ def train(options: TrainOptions) -> DeViL:
         logger.info("%s is finished; nothing to do", output)
         return DeViL.from_pretrained(output / "model", load_backbone=False)
     start_ray()
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"options": wanted, "output": str(output)},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=options.workers,
-            use_gpu=options.gpu,
-            resources_per_worker={"CPU": options.cpus_per_worker}
-            | ({"GPU": 1} if options.gpu else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name="ray",
-            storage_path=str(output / "training"),
-            failure_config=ray.train.FailureConfig(max_failures=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-        ),
-    )
+    trainer = _trainer(options, wanted, output)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -109,18 +104,70 @@ def train(options: TrainOptions) -> DeViL:
     return DeViL.from_pretrained(output / "model", load_backbone=False)
 
 
-def _check_inputs(options: TrainOptions) -> None:
-    """Find here what would stop every worker, again at each of Ray's attempts."""
+def _trainer(
+    options: TrainOptions, wanted: Mapping[str, Any], output: Path
+) -> ray.train.torch.TorchTrainer:
+    most = max(options.workers, options.max_workers)
+    resources = {"CPU": options.cpus_per_worker} | ({"GPU": 1} if options.gpu else {})
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "options": wanted,
+            "output": str(output),
+            "start_from": _address(options.start_from),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(options.workers, most) if options.max_workers else options.workers,
+            use_gpu=options.gpu,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(output / "training"),
+            failure_config=ray.train.FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[EndAtOnce()],
+        ),
+    )
+
+
+def _check_inputs(options: TrainOptions) -> str:
+    """Find here what would stop every worker; returns the version to start from, if any."""
     store = FeatureStore.open(options.store)
     layers = options.layers or tuple(store.manifest.layers)
     stored_slots(store, layers, class_tokens=options.translator.class_tokens)
+    most, size = max(options.workers, options.max_workers), options.training.batch_size
+    if most > size:
+        raise ConfigError(
+            f"batches of {size} are too small for {most} workers; use fewer of them, or a larger "
+            "batch_size."
+        )
     lm = load_language_model(options.language_model)
     check_context(lm, options.translator.prefix_length, options.training)
     check_captions(store, lm, options.training)
+    if not options.start_from:
+        return ""
+    return check_start(
+        options.start_from,
+        translator=options.translator,
+        layers={layer: store.manifest.layers[layer] for layer in layers},
+        backbone_digest=store.manifest.backbone_digest,
+        language_model_digest=lm.digest(),
+    )
 
 
-def _run_description(options: TrainOptions) -> dict[str, Any]:
-    """What decides a run's result; kept beside it, so that no other run goes on with it."""
+def _address(model: str) -> str:
+    """A model folder as workers need it; a hub id, or nothing, as it is."""
+    return str(Path(model).resolve()) if model and Path(model).is_dir() else model
+
+
+def _run_description(options: TrainOptions, start: str = "") -> dict[str, Any]:
+    """What decides a run's result; kept beside it, so that no other run goes on with it.
+
+    Args:
+        options: of the run.
+        start: version of the model that it starts from.
+    """
     store = FeatureStore.open(options.store)
     language_model = options.language_model
     if Path(language_model.name).is_dir():
@@ -139,7 +186,7 @@ def _run_description(options: TrainOptions) -> dict[str, Any]:
         "layers": list(options.layers),
         "name": options.name,
         "threads": options.cpus_per_worker,
-    }
+    } | ({"start_from": start} if start else {})
 
 
 def _finished(output: Path, wanted: Mapping[str, Any]) -> bool:

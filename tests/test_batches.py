@@ -13,9 +13,10 @@ import tiny
 import torch
 from stores import synthetic_store
 
-from devil.batches import Batch, TrainingBatches, clean_rows
+from devil.batches import Batch, TrainingBatches
 from devil.config import TrainingConfig
 from devil.errors import FeatureStoreError
+from devil.held_out import clean_rows
 from devil.language_model import LanguageModel
 
 CAPTIONS = stores.CAPTIONS
@@ -111,6 +112,17 @@ def test_workers_share_one_batch(world: int, lm: LanguageModel, tmp_path: Path) 
                 assert torch.equal(vectors, whole.features[slot][rank::world])
             pairs = [whole.captions[i : i + 2] for i in range(0, 8, 2)][rank::world]
             assert share.captions == [ids for pair in pairs for ids in pair]
+
+
+@pytest.mark.parametrize("chunk_rows", [100, 9])
+def test_keys_of_a_step(chunk_rows: int, lm: LanguageModel, tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path)
+    options = config(chunk_rows=chunk_rows, validation_rows=3)
+    share = TrainingBatches(store, lm, options, rank=1, world=3)
+    for batch, whole in zip(share(0, 14), share.whole()(0, 14), strict=True):
+        assert share.keys(batch.step) == [f"row{n}" for n in rows_of([batch])]
+        assert share.whole().keys(batch.step) == [f"row{n}" for n in rows_of([whole])]
+        assert len(whole.captions) == 4 > len(batch.captions)
 
 
 def test_more_workers_than_rows_are_refused(lm: LanguageModel, tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ def test_wrong_types(kind: type, field: str, value: Any, needed: str) -> None:
         (TrainingConfig, {"learning_rate": 0.0}, "above 0"),
         (TrainingConfig, {"learning_rate": 1e-7}, r"final_learning_rate .*\[0, learning_rate\]"),
         (TrainingConfig, {"weight_decay": float("nan")}, "weight_decay is nan"),
+        (TrainingConfig, {"select": "loss", "validation_rows": 0}, "at least 1 with select='loss'"),
+        (TrainingConfig, {"select": "cider", "patience": -1}, "patience is -1"),
+        (TrainingConfig, {"patience": 2}, "patience is 2; allowed: 0 with select='last'"),
     ],
 )
 def test_ranges(kind: type, fields: dict[str, Any], message: str) -> None:

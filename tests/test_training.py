@@ -14,7 +14,7 @@ import torch
 
 from devil.batches import Batch, TrainingBatches
 from devil.config import TrainingConfig
-from devil.errors import ConfigError, DevilError
+from devil.errors import ConfigError, LossError
 from devil.language_model import LanguageModel
 from devil.training import Trainer, autocast_dtype, build_optimiser, learning_rate
 from devil.translator import Translator
@@ -101,6 +101,33 @@ def test_resumed_equals_uninterrupted(lm: LanguageModel, tmp_path: Path) -> None
         for name, value in values.items():
             assert torch.equal(states[1][index][name], value)
     assert {p.name for p in (tmp_path / "saved").iterdir()} == {"state.json", "state.safetensors"}
+
+
+def test_resumed_equals_uninterrupted_with_the_language_models_dropout(
+    lm: LanguageModel, tmp_path: Path
+) -> None:
+    options = config(lm_dropout=True)
+    whole, batches = parts(tmp_path / "store", lm, options)
+    torch.manual_seed(1)
+    expected = [whole.train_step(batch) for batch in batches(0, 6)]
+    first, batches = parts(tmp_path / "store", lm, options)
+    found = [first.train_step(batch) for batch in batches(0, 2)]
+    first.save(tmp_path)
+    second, batches = parts(tmp_path / "store", lm, options)
+    second.load(tmp_path)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    found += [second.train_step(batch) for batch in batches(2, 6)]
+    assert found == expected
+    assert torch.equal(torch.get_rng_state(), state)
+    # Steps and workers draw for themselves.
+    (batch,) = batches(0, 1)
+    losses = set()
+    for rank, step in ((0, 0), (1, 0), (0, 1)):
+        trainer, _ = parts(tmp_path / "store", lm, options, rank=rank)
+        trainer.step = step
+        losses.add(trainer.train_step(batch._replace(step=step)).loss)
+    assert len(losses) == 3
 
 
 def test_saved_before_the_first_step(lm: LanguageModel, tmp_path: Path) -> None:
@@ -193,9 +220,20 @@ def test_loss_that_is_not_finite(lm: LanguageModel, tmp_path: Path) -> None:
     before = trainer.translator.output.weight.clone()
     batch.features["deep"][0, 0] = float("nan")
     batch.visible[:] = True
-    with pytest.raises(DevilError, match=r"loss at step 0 is nan; lower the learning rate"):
+    with pytest.raises(LossError, match=r"loss at step 0 is nan; lower the learning rate") as info:
         trainer.train_step(batch)
     assert torch.equal(trainer.translator.output.weight, before)
+    assert math.isnan(info.value.loss)
+
+
+def test_gradient_that_is_not_finite(lm: LanguageModel, tmp_path: Path) -> None:
+    """As on a worker whose own share of the loss is finite."""
+    trainer, batches = parts(tmp_path, lm, config())
+    before = trainer.translator.output.weight.clone()
+    trainer.translator.prefix_tokens.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(LossError, match=r"loss at step 0 is \d.* its gradient's norm (nan|inf);"):
+        trainer.train_step(next(batches(0, 1)))
+    assert torch.equal(trainer.translator.output.weight, before) and trainer.step == 0
 
 
 def test_validation_loss(lm: LanguageModel, tmp_path: Path) -> None:

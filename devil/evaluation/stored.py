@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from devil.batches import HeldOut, clean_rows, stored_slots
+from devil.batches import stored_slots
 from devil.config import DecodingConfig
 from devil.decoding import greedy_captions
 from devil.errors import DataError, FeatureStoreError
@@ -20,6 +20,7 @@ from devil.evaluation.captioning import QUICK, BertScoreConfig, CaptionScores, c
 from devil.evaluation.controls import most_frequent_caption, nearest_captions
 from devil.explanation import Caption
 from devil.features import FeatureStore
+from devil.held_out import HeldOut, clean_rows
 from devil.model import DeViL
 from devil.types import ALL_LAYERS
 

@@ -7,10 +7,10 @@ import tiny
 import torch
 
 from devil import DecodingConfig, DeViL
-from devil.batches import HeldOut
 from devil.decoding import greedy_captions
 from devil.evaluation.captioning import caption_scores
 from devil.evaluation.stored import derangement, evaluate_stored, warn_of_shared_rows
+from devil.held_out import HeldOut
 from devil.types import ALL_LAYERS
 
 DECODING = DecodingConfig(max_new_tokens=8)

@@ -34,8 +34,9 @@ from devil.data.webdataset import read_shard
 from devil.errors import ConfigError, FeatureStoreError, GateError, LockError
 from devil.evaluation.gate import GateConfig
 from devil.extraction import Extractor
-from devil.features import FeatureStore, Manifest
+from devil.features import FeatureStore
 from devil.lock import Lock
+from devil.manifest import Manifest
 from devil.model import DeViL
 from devil.versions import ModelVersions
 from pipelines.pool import PoolConfig

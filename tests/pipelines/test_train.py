@@ -10,16 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import torch
+import ray.train
 from tiny import tiny_language_model, tiny_store
+from training_runs import STEPS, Killer, config, metrics, options, same_weights
 
-from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig
-from devil.errors import CaptionError, ConfigError, FeatureStoreError
+from devil.config import TrainingConfig, TranslatorConfig
+from devil.errors import CaptionError, ConfigError, FeatureStoreError, ModelFolderError
 from devil.model import DeViL
-from pipelines.train import TrainOptions, _finished, _run_description, train
-
-STEPS = 12
+from pipelines.train import _finished, _run_description, train
 
 
 @pytest.fixture(scope="module")
@@ -28,35 +26,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_store(folder, shards=2, rows=10)
     tiny_language_model(folder / "lm")
     return folder
-
-
-def options(inputs: Path, output: Path, **changes: object) -> TrainOptions:
-    values: dict[str, object] = {
-        "store": str(inputs / "store"),
-        "output": str(output),
-        "language_model": LanguageModelConfig(name=str(inputs / "lm")),
-        "translator": TranslatorConfig(width=16, depth=1, heads=2, feedforward=32, prefix_length=3),
-        "training": TrainingConfig(
-            steps=STEPS,
-            batch_size=4,
-            learning_rate=1e-3,
-            warmup_steps=2,
-            precision="float32",
-            max_caption_tokens=32,
-            validation_rows=4,
-            validate_every=STEPS,
-            checkpoint_every=3,
-            log_every=1,
-        ),
-        "cpus_per_worker": 1,
-    }
-    return TrainOptions(**(values | changes))  # type: ignore[arg-type]
-
-
-def metrics(output: Path, name: str = "loss") -> dict[int, float]:
-    lines = (output / "training" / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {row["step"]: row[name] for row in rows if name in row}
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +62,8 @@ KILLED = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from test_train import options, train
-from dataclasses import replace
+from training_runs import options
+from pipelines.train import train
 train(options(Path({inputs!r}), Path({output!r})))
 """
 
@@ -122,10 +91,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
     _kill_orphans(str(tmp_path))
     assert not (tmp_path / "model").exists()
     train(options(inputs, tmp_path))
-    one = safetensors.torch.load_file(uninterrupted / "model" / "model.safetensors")
-    two = safetensors.torch.load_file(tmp_path / "model" / "model.safetensors")
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert same_weights(tmp_path, uninterrupted)
     assert metrics(tmp_path) == metrics(uninterrupted)
 
 
@@ -144,6 +110,55 @@ def test_two_workers_see_the_loss_of_one(inputs: Path, uninterrupted: Path, tmp_
     one, two = metrics(uninterrupted), metrics(tmp_path)
     assert one.keys() == two.keys()
     assert all(two[step] == pytest.approx(one[step], abs=1e-5) for step in one)
+
+
+def test_a_run_goes_on_with_another_number_of_workers(
+    inputs: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    for workers, step in ((1, 4), (2, 7)):
+        with Killer(tmp_path, [step]), pytest.raises(ray.train.TrainingFailedError):
+            train(options(inputs, tmp_path, workers=workers, max_failures=0))
+        assert not (tmp_path / "model").exists()
+    train(options(inputs, tmp_path, max_workers=2))
+    one, more = metrics(uninterrupted), metrics(tmp_path)
+    assert one.keys() == more.keys()
+    assert all(more[step] == pytest.approx(one[step], abs=1e-5) for step in one)
+
+
+def test_more_workers_than_a_batch_has_rows_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batches of 4 are too small for 5 workers"):
+        train(options(inputs, tmp_path / "run", max_workers=5))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_weights_and_an_early_end(inputs: Path, tmp_path: Path) -> None:
+    # So high a rate that the loss soon goes up and down.
+    rates = {"learning_rate": 0.1, "final_learning_rate": 0.1}
+    training = config(steps=60, select="loss", patience=2, validate_every=2, **rates)
+    model = train(options(inputs, tmp_path, training=training))
+    losses = metrics(tmp_path, "validation_loss")
+    best = min(losses, key=losses.__getitem__)
+    assert model.summary["steps"] == best + 4 == max(losses) < 60
+    assert model.summary["selected_step"] == best
+    assert model.summary["scores"]["validation_loss"] == losses[best]
+    assert f"cider_{model.layers[0]}" in model.summary["scores"]
+
+
+def test_training_starts_from_another_model(
+    inputs: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    training = config(steps=1, learning_rate=1e-9, final_learning_rate=0.0, warmup_steps=0)
+    start = str(uninterrupted / "model")
+    model = train(options(inputs, tmp_path, training=training, start_from=start))
+    older = DeViL.from_pretrained(start, load_backbone=False)
+    state = model.translator.state_dict()
+    for name, tensor in older.translator.state_dict().items():
+        assert (state[name] - tensor).abs().max() <= 2e-9, name
+    description = json.loads((tmp_path / "training" / "run.json").read_text())
+    assert description["start_from"] == older.version
+    with pytest.raises(ModelFolderError, match=r"cannot start from .*: its translator is"):
+        wider = TranslatorConfig(width=24)
+        train(options(inputs, tmp_path / "other", translator=wider, start_from=start))
 
 
 def test_a_store_without_the_layer_is_refused(inputs: Path, tmp_path: Path) -> None:

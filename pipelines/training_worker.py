@@ -1,0 +1,109 @@
+"""What each worker of a training does: its model, its share of the batches, its steps."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from devil.batches import Batch, TrainingBatches
+from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, from_dict
+from devil.errors import LossError
+from devil.features import FeatureStore
+from devil.language_model import LanguageModel, load_language_model
+from devil.model import DeViL
+from devil.prefetching import prefetched
+from devil.training import Trainer, learning_rate
+from devil.translator import Translator
+from devil.warm_start import start_from
+from pipelines.training_failures import save_broken_batch
+from pipelines.training_run import TrainingRun
+
+
+def train_worker(loop: dict[str, Any]) -> None:
+    """What each worker of Ray Train runs."""
+    options = loop["options"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config = from_dict(TrainingConfig, options["training"])
+    torch.set_num_threads(options["threads"])
+    device = ray.train.torch.get_device()
+    lm = load_language_model(
+        from_dict(LanguageModelConfig, options["language_model"]), device=device
+    )
+    store = FeatureStore.open(options["store"])
+    translator_config = from_dict(TranslatorConfig, options["translator"])
+    batches = TrainingBatches(
+        store,
+        lm,
+        config,
+        layers=options["layers"],
+        class_tokens=translator_config.class_tokens,
+        rank=rank,
+        world=world,
+    )
+    model = build_model(options, store, batches, lm, device)
+    if loop["start_from"]:
+        start_from(model.translator, loop["start_from"], options["start_from"])
+    wrapped = ray.train.torch.prepare_model(model.translator) if world > 1 else None
+    trainer = Trainer(model.translator, lm, config, wrapped=wrapped, rank=rank, world=world)
+    held_out = batches.held_out()
+    run = TrainingRun(Path(loop["output"]), trainer, model, held_out, rank, world)
+    run.resume()
+    if not run.stopped:
+        train_until_stopped(run, batches)
+    run.finish()
+
+
+def train_until_stopped(run: TrainingRun, batches: TrainingBatches) -> None:
+    """Take steps until the last, or until validations do not get better.
+
+    Raises:
+        LossError: the loss is not finite; names the file with the batch's keys.
+    """
+    trainer, config = run.trainer, run.config
+    made = batches(trainer.step, config.steps)
+    if trainer.device.type == "cuda":
+        made = map(Batch.pinned, made)
+    try:
+        with contextlib.closing(prefetched(made)) as ready:
+            for batch in ready:
+                run.after_step(trainer.train_step(batch))
+                if run.stopped:
+                    return
+    except LossError as error:
+        rate = learning_rate(trainer.step, config)
+        raise save_broken_batch(run.folder, trainer.step, rate, batches, error) from error
+
+
+def build_model(
+    options: Mapping[str, Any],
+    store: FeatureStore,
+    batches: TrainingBatches,
+    lm: LanguageModel,
+    device: torch.device,
+) -> DeViL:
+    """An untrained model for the store's features, seeded, with the features' statistics."""
+    torch.manual_seed(options["training"]["seed"])
+    manifest = store.manifest
+    shapes = {layer: manifest.layers[layer] for layer in batches.layers}
+    translator = Translator(
+        from_dict(TranslatorConfig, options["translator"]),
+        {layer: shape.channels for layer, shape in shapes.items()},
+        lm.embedding_width,
+    )
+    statistics = batches.statistics()
+    translator.standardise_by(statistics)
+    return DeViL(
+        translator=translator.to(device),
+        language_model=lm,
+        backbone_config=dataclasses.replace(manifest.backbone, layers=batches.layers),
+        backbone_digest=manifest.backbone_digest,
+        shapes=shapes,
+        statistics=statistics,
+        name=options["name"],
+    )
