@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -30,15 +30,8 @@ class Handler(BaseHTTPRequestHandler):
         with Handler.lock:
             Handler.asked[self.path] += 1
             Handler.hosts.append(self.headers["Host"])
-            Handler.at_once += 1
-            Handler.most_at_once = max(Handler.most_at_once, Handler.at_once)
-        try:
+        with suppress(OSError):  # the client has gone
             self.answer(self.path.strip("/").partition("?")[0])
-        except OSError:
-            pass  # the client has gone
-        finally:
-            with Handler.lock:
-                Handler.at_once -= 1
 
     def answer(self, name: str) -> None:
         first = Handler.asked[self.path] == 1
@@ -66,8 +59,16 @@ class Handler(BaseHTTPRequestHandler):
             self.give(302, {"Location": name.removeprefix("to/")})
         elif name == "loop":
             self.give(301, {"Location": "/loop"})
+        elif name == "relative":
+            self.give(302, {"Location": "other"})
         elif name == "held":
+            # Counted until before the answer: with its last byte the client may ask again.
+            with Handler.lock:
+                Handler.at_once += 1
+                Handler.most_at_once = max(Handler.most_at_once, Handler.at_once)
             time.sleep(0.1)
+            with Handler.lock:
+                Handler.at_once -= 1
             self.give(200, {"Content-Length": "1"}, b"x")
         else:
             length = {"Content-Length": str(len(PICTURE)), "Content-Type": "text/html"}

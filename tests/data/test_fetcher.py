@@ -55,7 +55,7 @@ def test_servers_that_keep_one_waiting(server: str) -> None:
     assert Handler.asked["/drip"] <= 1
 
 
-@pytest.mark.parametrize("path", ["busy", "fails-once", "to//other", "to/../relative", "a?b=c"])
+@pytest.mark.parametrize("path", ["busy", "fails-once", "to//other", "relative", "a?b=c"])
 def test_what_is_there_in_the_end(server: str, path: str) -> None:
     assert fetch(f"{server}/{path}") == [PICTURE]
 
@@ -71,9 +71,9 @@ def test_addresses_that_are_none(address: str) -> None:
 
 def test_order_and_limits(server: str) -> None:
     config = replace(OPEN, concurrency=6, per_host=2)
-    addresses = [f"{server}/{'held' if i % 2 else 'picture'}?{i}" for i in range(20)]
+    addresses = [f"{server}/{'held' if i % 3 else 'picture'}?{i}" for i in range(20)]
     found = fetch(*addresses, config=config)
-    assert found == [b"x" if i % 2 else PICTURE for i in range(20)]
+    assert found == [b"x" if i % 3 else PICTURE for i in range(20)]
     assert Handler.most_at_once == 2
 
 
