@@ -178,8 +178,9 @@ class _Guarded:
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """The file; what cannot be read in it is a `DataError`, a place out of reach is none."""
     with storage(path):
+        fs, name = fsspec.core.url_to_fs(path)
         try:
-            opened: Any = fsspec.open(path, "rb").open()
+            opened = fs.open(name, "rb")
         except FileNotFoundError as error:
             raise DataError(f"shard {path} does not exist.") from error
     with opened as file:
