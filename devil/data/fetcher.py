@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import functools
 import random
+import socket
 import ssl
 import threading
 from collections import defaultdict, deque
@@ -108,15 +109,15 @@ class Fetcher:
                 return
             address, future = pending.popleft()
             found = future.result()
-            if type(found) is not FetchError:
+            if type(found) is FetchError:
+                silent.add(address.split("/", 3)[2])
+            elif not isinstance(found, AddressError):
                 silent.clear()
-            else:
-                silent.add(httpx.URL(address).host)
-                if len(silent) >= SILENT_HOSTS:
-                    raise StorageError(
-                        f"{len(silent)} hosts in a row gave no answer, the last with: {found}; "
-                        "look at the network, and start again: what is finished stays."
-                    )
+            if len(silent) >= SILENT_HOSTS:
+                raise StorageError(
+                    f"{len(silent)} hosts in a row gave no answer, the last with: {found}; look "
+                    "at the network, and start again: what is finished stays."
+                )
             yield found
 
     async def _fetch(self, address: str) -> bytes | FetchError:
@@ -156,6 +157,10 @@ class Fetcher:
                     return await self._requested(url, attempt)
             except TimeoutError as error:
                 raise FetchError(f"{_shown(url)} took more than {seconds} seconds") from error
+            except socket.gaierror as error:
+                unknown = FetchError(f"the host {url.host} is not found ({error})")
+                passes = error.errno == socket.EAI_AGAIN
+                raise (_Transient(unknown) if passes else unknown) from error
             except httpx.RequestError as error:
                 reason = f"{_shown(url)}: {type(error).__name__} {error}".rstrip()
                 raise _Transient(FetchError(reason)) from error

@@ -32,6 +32,8 @@ from devil.storage import storage
 SUFFIX = ".parquet"
 BATCH_ROWS = 64
 """Rows held in memory; each has its picture."""
+BUFFER_BYTES = 1 << 20
+"""Read at once; without a buffer pyarrow reads all pictures of a row group."""
 FOOTERS_AT_ONCE = 16
 """Files whose row groups are looked up together: in a bucket each takes two round trips."""
 
@@ -176,13 +178,14 @@ class _Guarded:
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """The file; what cannot be read in it is a `DataError`, a place out of reach is none."""
     with storage(path):
+        fs, name = fsspec.core.url_to_fs(path)
         try:
-            opened: Any = fsspec.open(path, "rb").open()
+            opened = fs.open(name, "rb")
         except FileNotFoundError as error:
             raise DataError(f"shard {path} does not exist.") from error
     with opened as file:
         try:
-            yield pq.ParquetFile(_Guarded(path, file))
+            yield pq.ParquetFile(_Guarded(path, file), buffer_size=BUFFER_BYTES)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"shard {path} is damaged ({type(error).__name__}: {error}); fetch it again."

@@ -11,7 +11,7 @@ import socket
 
 import httpx
 
-from devil.errors import AddressError, FetchError
+from devil.errors import AddressError
 
 SHOWN = 200
 """Characters of an address in a message."""
@@ -36,15 +36,15 @@ async def machine_addresses(url: httpx.URL, *, allow_private: bool) -> list[str]
     """IP addresses of the host that may be connected to; IPv4 first, never empty.
 
     Raises:
-        AddressError: there are private ones alone.
-        FetchError: the name is unknown.
+        AddressError: there are private ones alone, or the name cannot be one.
+        socket.gaierror: the name is unknown, or name servers do not answer.
     """
     loop = asyncio.get_running_loop()
     host = url.raw_host.decode("ascii")
     try:
         found = await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError) as error:
-        raise FetchError(f"the host {host} is not found ({error})") from error
+    except UnicodeError as error:
+        raise AddressError(f"{host[:SHOWN]!r} is no name of a host ({error})") from error
     addresses = sorted(dict.fromkeys(str(entry[4][0]) for entry in found), key=_is_v6)
     allowed = [address for address in addresses if allow_private or is_public(address)]
     if not allowed:

@@ -3,14 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from devil.config import SourceConfig
 from devil.data.sample import Failure, Sample
 from devil.data.source import open_source
-from devil.errors import DataError
+from devil.errors import DataError, StorageError
 
 ROWS = [
     {"key": "a", "image": b"\xff\xd8 1", "caption": " a dog "},
@@ -140,4 +142,20 @@ def test_a_file_that_is_cut_off_after_it_was_listed(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     assert source.identity(shard) != before
     with pytest.raises(DataError, match="is damaged"):
+        list(source.read(shard))
+
+
+def test_a_file_system_that_fails_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = Path(write(tmp_path / "p.parquet", ROWS)).read_bytes()
+    fsspec.filesystem("memory").pipe("/parquet-test/p.parquet", content)
+    source = open_source("memory://parquet-test/p.parquet")
+    (shard,) = source.shards()
+
+    def unreachable(*_: Any) -> bytes:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(MemoryFile, "read", unreachable, raising=False)
+    with pytest.raises(StorageError, match=r"p\.parquet cannot be used .*no answer"):
         list(source.read(shard))
