@@ -104,9 +104,9 @@ def options(inputs: Path, work: Path, **changes: Any) -> RetrainOptions:
         "language_model": LanguageModelConfig(name=str(inputs / "lm")),
         "translator": TranslatorConfig(width=32, depth=1, heads=2, feedforward=64, prefix_length=4),
         "training": TrainingConfig(
-            steps=300,
+            steps=200,
             batch_size=16,
-            learning_rate=3e-3,
+            learning_rate=5e-3,
             warmup_steps=10,
             token_dropout=0.1,
             precision="float32",
