@@ -21,7 +21,7 @@ import tyro
 from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig, SourceConfig
 from devil.data.shard import Shard
-from devil.data.source import Source, open_source
+from devil.data.source import Source, guessed_format, open_source
 from devil.errors import ConfigError, DataError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore
@@ -96,7 +96,8 @@ def extract(options: ExtractOptions) -> Manifest:
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"limit is {options.limit}; allowed: at least 1.")
     address = absolute(options.shards)
-    source = open_source(address, options.source)
+    read_by = _source_config(address, options.source)
+    source = open_source(address, read_by)
     shards = source.shards()
     check_names(shards)
     shards = shards[: options.limit]
@@ -117,7 +118,7 @@ def extract(options: ExtractOptions) -> Manifest:
         store.remove({shard.name for shard in shards})
     arguments = {
         "shards": address,
-        "source": options.source,
+        "source": read_by,
         "store": store.root,
         "backbone": config,
         "threads": options.pool.cpus_per_worker,
@@ -175,6 +176,15 @@ def _plan(extractor: Extractor, shards: Sequence[Shard], options: ExtractOptions
     start_ray()
     workers = worker_count(options.pool, max(1, len(left)))
     log_plan(plan(store, source, left, len(done), rate=rate), workers)
+
+
+def _source_config(address: str, config: SourceConfig) -> SourceConfig:
+    """The same for workers, who have working folders of their own and need not guess the format."""
+    if config.format == "auto":
+        config = dataclasses.replace(config, format=guessed_format(address))
+    if config.images is None:
+        return config
+    return dataclasses.replace(config, images=absolute(config.images))
 
 
 def _device() -> str:

@@ -60,7 +60,7 @@ class TrainOptions:
     """Let a run grow up to so many while the cluster has room, and shrink to `workers`, each time
     from the last checkpoint; 0: always `workers`."""
     max_failures: int = 3
-    """Deaths of workers after which training gives up; each time it goes on from a checkpoint."""
+    """Deaths of workers that training survives, going on from its last checkpoint; -1: all."""
     gpu: bool = False
     """Give each worker one GPU."""
     cpus_per_worker: int = 2

@@ -1,6 +1,7 @@
 """The command lines: help made from the dataclasses, and errors without a traceback."""
 
 import importlib
+import math
 import pickle
 import shlex
 import sys
@@ -8,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray.train
 import tyro
 
-from devil.errors import ConfigError, DataError, LayerError
+from devil.errors import ConfigError, DataError, LayerError, LossError
 from pipelines import audit, extract, quickstart, retrain, train
 from pipelines.cli import devil_error, run_script
 from pipelines.evaluate import PROTOCOLS
@@ -98,6 +100,18 @@ def test_our_error_is_found_inside_the_wrapper_of_a_ray_task() -> None:
     for error in (wrapped, wrapped.as_instanceof_cause()):
         assert str(devil_error(error)) == "smoothing is 2"
         assert type(devil_error(error)) is ConfigError
+
+
+def test_our_error_is_found_inside_the_wrappers_of_ray_train() -> None:
+    ours = LossError("the loss is nan", loss=math.inf)
+    for wrapped in (
+        ray.train.ControllerError(ours),
+        ray.train.WorkerGroupError("a worker failed", {0: ours}),
+    ):
+        found = devil_error(pickle.loads(pickle.dumps(wrapped)))
+        assert isinstance(found, LossError) and str(found) == "the loss is nan"
+        assert found.loss == math.inf
+    assert devil_error(ray.train.ControllerError(RuntimeError("another"))) is None
 
 
 @pytest.mark.parametrize("early", [True, False])
