@@ -4,6 +4,7 @@ A source is opened from its address and a `SourceConfig`, both plain values, so 
 opens its own. What a shard is called and what lies in it depend on nothing else.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
