@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 import devil.errors
 from devil.errors import ConfigError, DevilError
+from pipelines.attempts import Attempts
 
 logger = logging.getLogger(__name__)
 
@@ -128,22 +128,6 @@ def check_room(workers: int, cpus: float, gpus: float) -> None:
             )
 
 
-class _Attempts:
-    """Counts on which units workers died: those that were begun and never ended."""
-
-    def __init__(self) -> None:
-        self.begun: Counter[str] = Counter()
-
-    def begin(self, unit: str) -> int:
-        """How often the unit was begun before."""
-        self.begun[unit] += 1
-        return self.begun[unit] - 1
-
-    def end(self, unit: str) -> None:
-        """The worker lives."""
-        del self.begun[unit]
-
-
 class _Actor:
     """Builds the worker in the actor's process, then hands it one unit at a time.
 
@@ -211,7 +195,7 @@ def over_pool(
     dataset = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=len(units)
     )
-    attempts = ray.remote(num_cpus=0)(_Attempts).remote()
+    attempts = ray.remote(num_cpus=0)(Attempts).remote()
     results = dataset.map_batches(
         _Actor,
         batch_size=1,

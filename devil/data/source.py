@@ -123,6 +123,8 @@ def guessed_format(address: str) -> str:
         for ending in FOLDERS:
             if fs.isdir(path) and fs.glob(f"{path.rstrip('/')}/*{ending}"):
                 return ENDINGS[ending]
+        with contextlib.suppress(FileNotFoundError):
+            fs.info(path)  # a bucket out of reach is no missing folder
     raise DataError(
         f"no shards at {address}, as far as its name tells: it is no folder of "
         f"{', '.join(FOLDERS)} files and does not end in {', '.join(ENDINGS)}. Look at the "

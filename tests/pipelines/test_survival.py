@@ -124,15 +124,16 @@ def workers_of(driver: int) -> list[int]:
 
 
 @contextmanager
-def killing(seconds: float) -> Iterator[list[int]]:
-    """SIGKILL one worker after another while the block runs; the list gets their processes."""
+def killing(store: Path, every: int) -> Iterator[list[int]]:
+    """SIGKILL a worker whenever so many parts more are finished; the list gets their processes."""
     killed: list[int] = []
     stopped = threading.Event()
     rng = random.Random(0)
 
     def kill() -> None:
-        while not stopped.wait(seconds):
-            if workers := workers_of(os.getpid()):
+        while not stopped.wait(0.05):
+            parts = len(list(store.glob("part-*")))
+            if parts >= every * (len(killed) + 1) and (workers := workers_of(os.getpid())):
                 killed.append(rng.choice(workers))
                 os.kill(killed[-1], signal.SIGKILL)
 
@@ -148,9 +149,9 @@ def killing(seconds: float) -> Iterator[list[int]]:
 def test_workers_that_are_killed_change_nothing(
     dirty: Input, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:
-    with killing(4.0) as killed:
+    with killing(tmp_path, every=20) as killed:
         extract(dirty.options(tmp_path))
-    assert len(killed) >= 2
+    assert len(killed) >= 4
     assert_same(undisturbed, FeatureStore.open(str(tmp_path)))
 
 
