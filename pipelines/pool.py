@@ -11,6 +11,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import devil.errors
 from devil.errors import ConfigError, DevilError
@@ -195,7 +196,10 @@ def over_pool(
     dataset = ray.data.from_items(
         [{"unit": unit} for unit in units], override_num_blocks=len(units)
     )
-    attempts = ray.remote(num_cpus=0)(Attempts).remote()
+    beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    attempts = ray.remote(
+        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside_us
+    )(Attempts).remote()
     results = dataset.map_batches(
         _Actor,
         batch_size=1,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.cluster_utils
@@ -59,8 +60,8 @@ def undisturbed(dirty: Input, tmp_path_factory: pytest.TempPathFactory) -> Featu
 
 
 def rows_of(store: FeatureStore, name: str) -> tuple[list[str], list[dict[str, str]]]:
-    kept = store.read(store.part_path(name)).column("key").to_pylist()
-    return kept, [e for e in store.errors().to_pylist() if Path(e["source"]).stem == name]
+    kept = store.read(store.part_path(name), ["key"]).column("key").to_pylist()
+    return kept, pq.read_table(f"{store.path}/errors/part-{name}.parquet").to_pylist()
 
 
 def test_every_row_is_kept_or_explained_once(dirty: Input, undisturbed: FeatureStore) -> None:
