@@ -195,15 +195,6 @@ def test_nodes_that_are_lost_change_nothing(
     assert_same(undisturbed, FeatureStore.open(str(tmp_path)))
 
 
-class DeadlyWorker(ExtractionWorker):
-    """Dies on one shard, as of a picture that takes all memory."""
-
-    def __call__(self, shard: str) -> dict[str, Any]:
-        if Shard(*json.loads(shard)).name == "00001":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(shard)
-
-
 def test_a_shard_that_kills_its_workers_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +205,15 @@ def test_a_shard_that_kills_its_workers_is_set_aside(
         backbone=tiny_backbone_weights(tmp_path / "backbone"),
         pool=PoolConfig(workers=2, cpus_per_worker=1),
     )
+
+    class DeadlyWorker(ExtractionWorker):
+        """Dies on one shard, as of a picture that takes all memory; travels by value."""
+
+        def __call__(self, shard: str) -> dict[str, Any]:
+            if Shard(*json.loads(shard)).name == "00001":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(shard)
+
     monkeypatch.setattr(extract_module, "ExtractionWorker", DeadlyWorker)
     with pytest.raises(DataError, match=r"died on 1 shards, which were set aside: 00001\. All oth"):
         extract(options)
