@@ -30,6 +30,7 @@ from devil.config import (
     TrainingConfig,
     TranslatorConfig,
 )
+from devil.data.source import open_source
 from devil.data.webdataset import read_shard
 from devil.errors import ConfigError, FeatureStoreError, GateError, LockError
 from devil.evaluation.gate import GateConfig
@@ -64,7 +65,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = load_backbone(config)
     manifest = Manifest.of(backbone, config, EXTRACTION)
     held_out = FeatureStore.create(str(folder / "held_out"), manifest)
-    Extractor(backbone, held_out, threads=1)(shards.pop())
+    last = open_source(shards.pop())
+    Extractor(backbone, last, held_out, threads=1)(*last.shards())
     teach_captions(tiny_language_model(folder / "lm"))
     return folder
 
