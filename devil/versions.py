@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from devil.backbones.base import weights_digest
 from devil.errors import ConfigError, ModelFolderError
 from devil.folder import check_folder
 from devil.lock import Lock
@@ -64,12 +65,13 @@ class ModelVersions:
         Returns:
             The version's name.
         """
-        name = self.find(model.version)
+        weights = weights_digest(model.translator)
+        name = self.find(weights)
         if name is None:
             release = self.current()
             known = [*self.names(), *(release.names() if release else ())]
             number = 1 + max(map(_number, known), default=0)
-            name = f"{number:04d}-{model.version[:DIGITS]}"
+            name = f"{number:04d}-{weights[:DIGITS]}"
         if not self.folder(name).is_dir():
             model.save_pretrained(self.folder(name))
         return name

@@ -154,11 +154,9 @@ def _extract_options(options: RetrainOptions) -> ExtractOptions:
 
 
 def _train_options(options: RetrainOptions, run: Path, versions: ModelVersions) -> TrainOptions:
-    training = _training(options, run)
     start = json.loads((run / INPUTS).read_text())["start_from"]
-    if start is None:
-        return training
-    return dataclasses.replace(training, start_from=str(versions.folder(start)))
+    folder = str(versions.folder(start)) if start else ""
+    return dataclasses.replace(_training(options, run), start_from=folder)
 
 
 def _training(options: RetrainOptions, run: Path) -> TrainOptions:
