@@ -21,6 +21,7 @@ import tyro
 
 from devil.batches import check_captions, stored_slots
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
+from devil.errors import ConfigError
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
 from devil.model import DeViL
