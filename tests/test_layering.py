@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import importlib, logging, os, pkgutil, random, sys
-import numpy, torch
+import httpx, numpy, torch  # httpx draws a random number when it is imported
 
 # Set by torch and open_clip themselves.
 THIRD_PARTIES = ("TORCHINDUCTOR_CACHE_DIR", "TOKENIZERS_PARALLELISM")
