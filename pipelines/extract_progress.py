@@ -43,7 +43,7 @@ class Progress:
         rate = self.rows / (time.perf_counter() - self.started)
         text = f"{self.rows:,} rows, {rate:.0f}/s, {rate / self.workers:.0f}/s a worker"
         reasons = ", ".join(f"{count} × {reason}" for reason, count in self.failed.most_common(3))
-        self.bar.set_postfix_str(f"{text}; {reasons}" if reasons else text)
+        self.bar.set_postfix_str(f"{text}; {reasons}" if reasons else text, refresh=False)
         self.bar.update()
 
 
