@@ -63,8 +63,9 @@ def extraction(options: ExtractionOptions) -> dict[str, Any]:
     start_ray()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        # One shard before all: a driver's first run loads what stays, and no worker is older.
+        _, *memory = [_memory(data, folder, count) for count in (1, *options.many)]
         rates = _rates(data, folder, options, threads)
-        memory = [_memory(data, folder, count) for count in options.many]
     found = {
         "machine": describe_machine() | {"torch": torch.__version__, "threads": threads},
         "backbone": "timm:vit_tiny_patch16_224",

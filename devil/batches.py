@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from devil.chunks import Chunk, ChunkReader, columns_of
+from devil.chunks import Chunk, ChunkReader
 from devil.config import TrainingConfig
 from devil.errors import CaptionError, FeatureStoreError
-from devil.features import FeatureStore
-from devil.held_out import HeldOut, clean_rows, clean_vectors, held_out_keys
+from devil.features import FeatureStore, columns_of
+from devil.held_out import HeldOut, Split, clean_rows, clean_vectors
 from devil.language_model import LanguageModel
 from devil.model import SlotStatistics
 from devil.pooling import dropout_masks, masked_mean, mean_pool
@@ -57,7 +57,7 @@ class TrainingBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Read the keys of all parts, and choose the held-out rows.
+        """Choose the held-out rows, for which the keys of all parts are read once.
 
         Args:
             store: the features.
@@ -76,17 +76,12 @@ class TrainingBatches:
         self.slots = stored_slots(store, self.layers, class_tokens=class_tokens)
         self.class_tokens = class_tokens
         self.parts = store.parts()
-        keys = {part: store.read(part, ["key"]).column("key").to_pylist() for part in self.parts}
-        self.held_out_keys = held_out_keys(keys, config.validation_rows)
-        self.rows = {
-            part: [i for i, key in enumerate(ks) if key not in self.held_out_keys]
-            for part, ks in keys.items()
-        }
-        self.count = sum(map(len, self.rows.values()))
+        self.split = Split(store, self.parts, config.validation_rows)
+        self.count = sum(self.split.training.values())
         if not self.count:
             raise FeatureStoreError(
                 f"{store.root} has no rows to train on: {len(self.parts)} parts, "
-                f"{len(self.held_out_keys)} rows held out; extract features, or hold out fewer."
+                f"{len(self.split.keys)} keys held out; extract features, or hold out fewer."
             )
         if min(self.count, config.batch_size) < world:
             raise FeatureStoreError(
@@ -95,7 +90,7 @@ class TrainingBatches:
             )
         columns = columns_of(self.slots, self.layers)
         limit = config.max_caption_tokens
-        self._chunk = ChunkReader(store, language_model, self.rows, columns, limit)
+        self._chunk = ChunkReader(store, language_model, self.split, columns, limit)
 
     @property
     def captions_left_out(self) -> int:
@@ -151,7 +146,7 @@ class TrainingBatches:
             offset = max(0, offset - steps)
 
     def _count(self, parts: Sequence[str]) -> int:
-        return sum(len(self.rows[part]) for part in parts)
+        return sum(self.split.training[part] for part in parts)
 
     def _steps(self, parts: Sequence[str]) -> int:
         return max(1, self._count(parts) // self.config.batch_size)
@@ -162,7 +157,7 @@ class TrainingBatches:
         groups: list[list[str]] = [[]]
         for part in (self.parts[index] for index in order):
             held = self._count(groups[-1])
-            if held >= size and held + len(self.rows[part]) > self.config.chunk_rows:
+            if held >= size and held + self.split.training[part] > self.config.chunk_rows:
                 groups.append([])
             groups[-1].append(part)
         if len(groups) > 1 and self._count(groups[-1]) < size:
@@ -224,7 +219,7 @@ class TrainingBatches:
 
     def held_out(self) -> HeldOut:
         """The rows that training never sees, with clean features."""
-        return clean_rows(self.store, self.layers, self.class_tokens, self.held_out_keys)
+        return clean_rows(self.store, self.layers, self.class_tokens, self.split.held_out)
 
     def statistics(self) -> dict[str, SlotStatistics]:
         """Mean and deviation of each slot's clean features over one chunk of training rows."""

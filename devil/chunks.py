@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from devil.errors import CaptionError
-from devil.features import FeatureStore, column_of, tensor_column
+from devil.features import FeatureStore, tensor_column
+from devil.held_out import Split
 from devil.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class ChunkReader:
         self,
         store: FeatureStore,
         language_model: LanguageModel,
-        rows: Mapping[str, Sequence[int]],
+        split: Split,
         columns: Mapping[str, str],
         max_caption_tokens: int,
     ) -> None:
@@ -40,11 +40,11 @@ class ChunkReader:
         Args:
             store: the features.
             language_model: tokenises the captions.
-            rows: numbers of the rows wanted of each part.
+            split: says which rows of each part are wanted.
             columns: of the store, by slot.
             max_caption_tokens: longer captions are left out, and counted.
         """
-        self.store, self.lm, self.rows, self.columns = store, language_model, rows, columns
+        self.store, self.lm, self.split, self.columns = store, language_model, split, columns
         self.max_caption_tokens = max_caption_tokens
         self.left_out: dict[str, int] = {}
         """Captions too long for training, by part that was read so far."""
@@ -65,15 +65,15 @@ class ChunkReader:
         """Keys of the same rows, read again: they are too many to be kept."""
         found: list[str] = []
         for part in parts:
-            keys = self.store.read(part, ["key"]).column("key").to_pylist()
-            found += [keys[row] for row in self.rows[part]]
+            keys = self.store.keys(part)
+            found += [keys[row] for row in self.split.rows(part)]
         return found
 
     def _read(self, parts: Sequence[str]) -> Chunk:
         tables = []
         for part in parts:
             table = self.store.read(part, ["captions", *self.columns.values()])
-            tables.append(table.take(pa.array(self.rows[part], pa.int64())))
+            tables.append(table.take(self.split.rows(part)))
         columns = {
             slot: np.concatenate([tensor_column(table, name) for table in tables])
             for slot, name in self.columns.items()
@@ -96,8 +96,3 @@ class ChunkReader:
             logger.warning("%s: %d captions left out: %s", part, len(problems), problems[0])
         self.left_out[part] = len(problems)
         return result
-
-
-def columns_of(slots: Sequence[str], layers: Sequence[str]) -> dict[str, str]:
-    """The store's column of each slot."""
-    return {slot: column_of(slot, layers) for slot in slots}

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from uuid import uuid4
 
 import fsspec
@@ -197,16 +197,8 @@ class FeatureStore:
         Raises:
             FeatureStoreError: the file is corrupt, or no part of a store.
         """
-        try:
-            with self.fs.open(part, "rb") as file:
-                footer = pq.read_metadata(file)
-            return PartMetadata(**json.loads(footer.metadata[METADATA]))
-        except Exception as error:
-            if not _is_corruption(error):
-                raise storage_error(part, error) from error
-            raise FeatureStoreError(
-                f"{part} is no whole part of a feature store ({error}); remove it, extract again."
-            ) from error
+        with self._opened(part) as file:
+            return PartMetadata(**json.loads(pq.read_metadata(file).metadata[METADATA]))
 
     def read(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of a part.
@@ -214,14 +206,24 @@ class FeatureStore:
         Raises:
             FeatureStoreError: the file is corrupt, or lacks a column.
         """
+        with self._opened(part) as file:
+            return pq.read_table(file, columns=list(columns) if columns else None)
+
+    def keys(self, part: str) -> list[str]:
+        """Keys of a part's rows; errors as `read`."""
+        return self.read(part, ["key"]).column("key").to_pylist()
+
+    @contextmanager
+    def _opened(self, part: str) -> Iterator[IO[bytes]]:
+        """A part's file; what is wrong with it, or with the way to it, becomes our error."""
         try:
             with self.fs.open(part, "rb") as file:
-                return pq.read_table(file, columns=list(columns) if columns else None)
+                yield file
         except Exception as error:
             if not _is_corruption(error):
                 raise storage_error(part, error) from error
             raise FeatureStoreError(
-                f"{part} cannot be read ({error}); remove it and extract again."
+                f"{part} is no whole part of a feature store ({error}); remove it, extract again."
             ) from error
 
     def errors(self) -> pa.Table:
@@ -272,6 +274,11 @@ def column_of(slot: str, layers: Sequence[str]) -> str:
     if slot in layers:
         return f"feature.{slot}"
     return f"class_token.{slot.removesuffix('.class')}"
+
+
+def columns_of(slots: Sequence[str], layers: Sequence[str]) -> dict[str, str]:
+    """The column of each slot."""
+    return {slot: column_of(slot, layers) for slot in slots}
 
 
 def tensor_column(table: pa.Table, name: str) -> np.ndarray:

@@ -3,13 +3,13 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def prefetched(batches: Iterator[Item], *, ahead: int = 2) -> Iterator[Item]:
+def prefetched(batches: Iterator[Item], *, ahead: int = 2) -> Generator[Item]:
     """The same batches in the same order, made by a thread while the one before is worked on.
 
     Args:

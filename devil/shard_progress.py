@@ -1,23 +1,16 @@
 """Which shards of a source are in a feature store, and what the others will take.
 
-A part counts as finished if it was made from a shard of the same name, size and beginning. Looking
-at many parts costs some requests each, so that is done by threads.
+A part counts as finished if it was made from a shard of the same name, size and beginning.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from devil.data.shard import Shard
 from devil.data.source import Source
 from devil.errors import DataError, FeatureStoreError
 from devil.features import FeatureStore, PartMetadata
-
-THREADS = 32
-"""Requests at once."""
-
-Thing = TypeVar("Thing")
-Found = TypeVar("Found")
+from devil.storage import in_threads
 
 
 def finished(store: FeatureStore, source: Source, shard: Shard) -> PartMetadata | None:
@@ -125,9 +118,3 @@ def _count(source: Source, shard: Shard) -> int:
     except DataError:  # what can be read of a damaged shard
         pass
     return rows
-
-
-def in_threads(function: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:
-    """A function's results for many things, in their order; the first error is raised."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(function, things))

@@ -1,13 +1,20 @@
-"""File systems that fail: a full disk, a bucket out of reach, told apart from damaged data."""
+"""File systems far away, which take their time and fail: a full disk, a bucket out of reach."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
+from typing import TypeVar
 
 from devil.errors import DevilError, MissingToolError, StorageError
 
 REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
 """Packages whose errors are not `OSError`, but mean the same."""
+THREADS = 32
+"""Requests at once."""
+
+Thing = TypeVar("Thing")
+Found = TypeVar("Found")
 
 
 def is_storage_error(error: BaseException) -> bool:
@@ -49,3 +56,9 @@ def storage(address: str) -> Iterator[None]:
         if not is_storage_error(error):
             raise
         raise storage_error(address, error) from error
+
+
+def in_threads(function: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:
+    """Results of requests for many things at once, in their order; the first error is raised."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(function, things))

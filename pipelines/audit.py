@@ -17,7 +17,6 @@ from typing import Any
 
 import fsspec
 import pyarrow.parquet as pq
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from devil.explanation import Explanation
 from devil.model import DeViL
 from devil.report.page import write_report
 from pipelines.cli import absolute, run_script
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.pool import PoolConfig, over_pool, own_device
 from pipelines.runs import claim_run
 
 logger = logging.getLogger("audit")
@@ -70,7 +69,7 @@ class AuditWorker:
     def __init__(
         self, model: str, output: str, config: AuditConfig, decoding: DecodingConfig
     ) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         loaded = DeViL.from_pretrained(model, device=device)
         self.auditor = Auditor(loaded, output, config, decoding)
 

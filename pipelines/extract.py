@@ -26,10 +26,11 @@ from devil.errors import ConfigError, DataError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore
 from devil.manifest import Manifest
-from devil.shard_progress import check_names, finished_parts, in_threads, plan
+from devil.shard_progress import check_names, finished_parts, plan
+from devil.storage import in_threads
 from pipelines.cli import absolute, run_script
 from pipelines.extract_progress import Progress, log_counts, log_plan
-from pipelines.pool import PoolConfig, over_pool, start_ray, worker_count
+from pipelines.pool import PoolConfig, over_pool, own_device, start_ray, worker_count
 
 logger = logging.getLogger("extract")
 
@@ -69,7 +70,7 @@ class ExtractionWorker:
         threads: int,
     ) -> None:
         self.extractor = Extractor(
-            load_backbone(backbone, device=_device()),
+            load_backbone(backbone, device=own_device()),
             open_source(shards, source),
             FeatureStore.open(store),
             threads=threads,
@@ -101,7 +102,7 @@ def extract(options: ExtractOptions) -> Manifest:
     shards = source.shards()
     check_names(shards)
     shards = shards[: options.limit]
-    backbone = load_backbone(options.backbone, device=_device() if options.dry_run else "cpu")
+    backbone = load_backbone(options.backbone, device=own_device() if options.dry_run else "cpu")
     weights = options.backbone.weights
     if weights not in ("pretrained", "random"):  # workers have working folders of their own
         weights = absolute(weights)
@@ -185,10 +186,6 @@ def _source_config(address: str, config: SourceConfig) -> SourceConfig:
     if config.images is None:
         return config
     return dataclasses.replace(config, images=absolute(config.images))
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -48,6 +48,11 @@ class PoolConfig:
     """Processors, and threads, of each actor."""
     gpus_per_worker: float = 0.0
     """GPUs of each actor; a fraction shares one."""
+
+
+def own_device() -> str:
+    """The GPU that this process sees, which Ray chooses for a worker; without one the processor."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def start_ray() -> None:
@@ -149,7 +154,8 @@ class _Actor:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         (unit,) = batch["unit"]
-        if ray.get(self.attempts.begin.remote(str(unit))) >= ATTEMPTS:
+        begun = cast(int, ray.get(self.attempts.begin.remote(str(unit))))
+        if begun >= ATTEMPTS:
             return {DEADLY: [str(unit)]}
         try:
             if self.failure is not None:
@@ -197,9 +203,9 @@ def over_pool(
         [{"unit": unit} for unit in units], override_num_blocks=len(units)
     )
     beside_us = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    attempts = ray.remote(
-        num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=beside_us
-    )(Attempts).remote()
+    lasting: dict[str, Any] = {"max_restarts": -1, "max_task_retries": -1}
+    lasting["scheduling_strategy"] = beside_us
+    attempts = ray.remote(num_cpus=0, **lasting)(Attempts).remote()
     results = dataset.map_batches(
         _Actor,
         batch_size=1,

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from devil.config import (
@@ -44,7 +43,7 @@ from devil.release import Release
 from devil.versions import ModelVersions
 from pipelines.cli import absolute, run_script
 from pipelines.extract import ExtractOptions, extract
-from pipelines.pool import PoolConfig
+from pipelines.pool import PoolConfig, own_device
 from pipelines.train import TrainOptions, train
 
 logger = logging.getLogger("retrain")
@@ -218,7 +217,7 @@ def _compare(
     candidate: DeViL, held_out: FeatureStore, options: RetrainOptions, versions: ModelVersions
 ) -> Verdict:
     """Score the new model and the current one on the same rows."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     new = gate_scores(candidate.to(device), held_out, options.gate, options.decoding)
     release = versions.current()
     if release is None:

@@ -143,8 +143,8 @@ def test_held_out_rows_are_never_trained_on(lm: LanguageModel, tmp_path: Path) -
     # The same rows, however the store is cut into parts and whatever the seed.
     other = synthetic_store(tmp_path / "b", (20, 2))
     again = TrainingBatches(other, lm, config(validation_rows=6, seed=9))
-    assert again.held_out_keys == batches.held_out_keys
-    assert len(TrainingBatches(other, lm, config(validation_rows=500)).held_out_keys) == 11
+    assert again.split.keys == batches.split.keys
+    assert len(TrainingBatches(other, lm, config(validation_rows=500)).split.keys) == 11
 
 
 def test_draws_are_picked_evenly_and_never_the_clean_mean(
@@ -193,7 +193,7 @@ def test_statistics_are_of_clean_training_rows(lm: LanguageModel, tmp_path: Path
     store = synthetic_store(tmp_path)
     batches = TrainingBatches(store, lm, config(validation_rows=5), class_tokens=True)
     every = clean_rows(store, batches.layers, True)
-    training = [i for i, key in enumerate(every.keys) if key not in batches.held_out_keys]
+    training = [i for i, key in enumerate(every.keys) if key not in batches.split.keys]
     for slot, (mean, std) in batches.statistics().items():
         values = every.features[slot][training].double().numpy()
         np.testing.assert_allclose(mean, values.mean(axis=0), rtol=1e-5, atol=1e-6)

@@ -11,11 +11,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from processes import workers_of
 
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig
 from pipelines.train import TrainOptions
 
 STEPS = 12
+TRAINER = "RayTrainWorker"
+"""In the command of a training worker."""
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -73,7 +76,7 @@ class Killer(threading.Thread):
 
     def run(self) -> None:
         for step in self.steps:
-            while not (workers := training_workers() - set(self.killed)):
+            while not (workers := workers_of(os.getpid(), TRAINER) - set(self.killed)):
                 if self._over.wait(0.1):
                     return
             while self._step() < step:
@@ -94,24 +97,3 @@ class Killer(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self.join()
-
-
-def training_workers() -> set[int]:
-    """Training workers among this process's descendants; another Ray's are not."""
-    parents: dict[int, int] = {}
-    named: set[int] = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            state = (entry / "stat").read_text().rpartition(")")[2].split()
-            if state[0] != "Z" and "RayTrainWorker" in (entry / "cmdline").read_text():
-                named.add(int(entry.name))
-            parents[int(entry.name)] = int(state[1])
-        except OSError:  # it ended meanwhile
-            continue
-
-    def ours(process: int) -> bool:
-        while process not in (os.getpid(), 0):
-            process = parents.get(process, 0)
-        return process != 0
-
-    return {process for process in named if ours(process)}

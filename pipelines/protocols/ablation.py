@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
+from pipelines.pool import own_device
 from pipelines.train import TrainOptions, train
 
 logger = logging.getLogger("ablation")
@@ -191,10 +191,8 @@ def _held_out(options: AblationOptions, name: str) -> FeatureStore:
 
 def _measure(options: AblationOptions, name: str, model: DeViL) -> dict[str, Any]:
     """Scores of all layers at once, and of each alone."""
-    if torch.cuda.is_available():
-        model = model.to("cuda")
     found = evaluate_stored(
-        model,
+        model.to(own_device()),
         stored_rows(model, _held_out(options, name)),
         controls=(),
         decoding=options.decoding,

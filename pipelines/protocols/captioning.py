@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 
 from devil.config import DecodingConfig
@@ -32,6 +31,7 @@ from devil.files import write_json
 from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
+from pipelines.pool import own_device
 
 logger = logging.getLogger("captioning")
 
@@ -75,7 +75,7 @@ def captioning(options: CaptioningOptions) -> dict[str, Any]:
         ModelFolderError, FeatureStoreError: an input cannot be used.
         DataError: a metric is unknown, or a picture has no caption.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     model = DeViL.from_pretrained(options.model, device=device, load_backbone=False)
     rows = stored_rows(model, FeatureStore.open(options.store))
     train = stored_rows(model, FeatureStore.open(options.train)) if options.train else None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
-import torch
 
 from devil.data.coco import CocoInstances
 from devil.data.pictures import Failure, Picture, Unit, pictures
@@ -18,6 +17,7 @@ from devil.evaluation.field_coherence import field_rows
 from devil.evaluation.image_text import ImageTextModel
 from devil.evaluation.naming import Naming
 from devil.model import DeViL
+from pipelines.pool import own_device
 
 if TYPE_CHECKING:
     from pipelines.protocols.crops import CropsOptions
@@ -30,7 +30,7 @@ class CropsWorker:
     """One actor's models."""
 
     def __init__(self, options: CropsOptions) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         self.options = options
         self.model = DeViL.from_pretrained(options.model, device=device)
         self.judge = (

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -42,7 +41,7 @@ from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
 from pipelines.cli import absolute
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.pool import PoolConfig, over_pool, own_device
 from pipelines.protocols.crop_tables import crop_tables, field_table
 from pipelines.protocols.crop_worker import BATCH, CropsWorker
 
@@ -92,7 +91,7 @@ def crops(options: CropsOptions) -> dict[str, Any]:
             "there is nothing to compare captions with; give --image-text.name, --instances, or "
             f"both. For an image-text model, {NEEDS}."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     model = DeViL.from_pretrained(options.model, device=device)
     layers = model.chosen_layers(options.layers or None)
     judge = ImageTextModel(options.image_text, device=device) if options.image_text.name else None

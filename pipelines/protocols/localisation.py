@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -44,7 +43,7 @@ from devil.model import DeViL
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
 from pipelines.cli import absolute
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.pool import PoolConfig, over_pool, own_device
 
 logger = logging.getLogger("localisation")
 
@@ -141,7 +140,7 @@ class LocalisationWorker:
     """One actor's model and annotations."""
 
     def __init__(self, options: LocalisationOptions) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         model = DeViL.from_pretrained(options.model, device=device)
         self.instances = CocoInstances.open(options.instances, options.photos)
         self.localiser = Localiser(

@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
@@ -63,7 +62,7 @@ from devil.neuron_training import ExplainedBackbone, train_on_neurons
 from devil.neurons import NeuronFeatures, neuron_features
 from devil.report.table import ReportTable
 from pipelines.cli import absolute
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.pool import PoolConfig, over_pool, own_device
 from pipelines.runs import claim_run
 
 logger = logging.getLogger("neurons")
@@ -137,7 +136,7 @@ class NeuronWorker:
     """One actor's backbone."""
 
     def __init__(self, root: str, backbone: BackboneConfig, batch_size: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         self.backbone = load_backbone(backbone, device=device)
         self.root, self.batch_size = root, batch_size
 
@@ -240,7 +239,7 @@ def _model_captions(
     rows = {name: every.select([n.key for n in part]) for name, part in split._asdict().items()}
     if not all(part.keys for part in rows.values()):
         raise DataError("training, validation or test has no unit with a mask; see the data set.")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device()
     lm = load_language_model(options.language_model, device=device)
     model = train_on_neurons(
         rows["train"], rows["validation"], explained, lm, options.translator, options.training

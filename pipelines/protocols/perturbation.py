@@ -42,7 +42,7 @@ from devil.model import DeViL
 from devil.report.curves import Line, Panel, curves_png
 from devil.report.table import ReportTable
 from pipelines.cli import absolute
-from pipelines.pool import PoolConfig, over_pool
+from pipelines.pool import PoolConfig, over_pool, own_device
 
 logger = logging.getLogger("perturbation")
 
@@ -75,7 +75,7 @@ class PerturbationWorker:
     """One actor's model."""
 
     def __init__(self, model: str, config: StudyConfig, names: Sequence[str] | None) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = own_device()
         self.study = PerturbationStudy(DeViL.from_pretrained(model, device=device), config, names)
 
     def __call__(self, unit: str) -> dict[str, Any]:

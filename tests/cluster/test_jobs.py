@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import kill_marked
 from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards, tiny_store
 
 from devil.features import FeatureStore
@@ -93,12 +93,7 @@ def stop(head: subprocess.Popen[bytes], folder: str) -> None:
         head.wait(timeout=60)
     except subprocess.TimeoutExpired:
         pass
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if folder in entry.read_text():
-                os.kill(int(entry.parent.name), signal.SIGKILL)
-        except (OSError, ValueError):
-            continue
+    kill_marked(folder)
     head.wait(timeout=60)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import signal
 import threading
 from collections import Counter
@@ -17,6 +16,7 @@ import pytest
 import ray
 import ray.cluster_utils
 from dirty import EMPTY, TRUNCATED, DirtyShard, dirty_shards
+from processes import workers_of
 from tiny import tiny_backbone_weights, tiny_shards
 
 from devil.config import ExtractionConfig
@@ -26,6 +26,9 @@ from devil.features import FeatureStore
 from pipelines import extract as extract_module
 from pipelines.extract import ExtractionWorker, ExtractOptions, extract
 from pipelines.pool import PoolConfig, over_pool, start_ray
+
+ACTOR = r"^ray::.*_Actor"
+"""Command of a pool's worker."""
 
 
 class Input:
@@ -103,27 +106,6 @@ def assert_same(one: FeatureStore, two: FeatureStore) -> None:
     assert not list(Path(two.root).rglob(".*.tmp"))
 
 
-def workers_of(driver: int) -> list[int]:
-    """Processes of pool actors below a process."""
-    parents: dict[int, int] = {}
-    workers = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            stat, command = (folder / "stat").read_text(), (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])
-        if re.match(r"ray::.*_Actor", command):
-            workers.append(int(folder.name))
-
-    def below(process: int) -> bool:
-        while process and process != driver:
-            process = parents.get(process, 0)
-        return process == driver
-
-    return [worker for worker in workers if below(worker)]
-
-
 @contextmanager
 def killing(store: Path, every: int) -> Iterator[list[int]]:
     """SIGKILL a worker whenever so many parts more are finished; the list gets their processes."""
@@ -134,8 +116,8 @@ def killing(store: Path, every: int) -> Iterator[list[int]]:
     def kill() -> None:
         while not stopped.wait(0.05):
             parts = len(list(store.glob("part-*")))
-            if parts >= every * (len(killed) + 1) and (workers := workers_of(os.getpid())):
-                killed.append(rng.choice(workers))
+            if parts >= every * (len(killed) + 1) and (workers := workers_of(os.getpid(), ACTOR)):
+                killed.append(rng.choice(sorted(workers)))
                 os.kill(killed[-1], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)

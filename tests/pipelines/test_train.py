@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray.train
+from processes import kill_marked
 from tiny import tiny_language_model, tiny_store
 from training_runs import STEPS, Killer, config, metrics, options, same_weights
 
@@ -88,21 +89,11 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    _kill_orphans(str(tmp_path))
+    kill_marked(str(tmp_path))  # Ray's workers may outlive the driver's group for a moment
     assert not (tmp_path / "model").exists()
     train(options(inputs, tmp_path))
     assert same_weights(tmp_path, uninterrupted)
     assert metrics(tmp_path) == metrics(uninterrupted)
-
-
-def _kill_orphans(mark: str) -> None:
-    """Ray's worker processes may outlive the killed driver's group for a moment."""
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if mark in entry.read_text():
-                os.kill(int(entry.parent.name), signal.SIGKILL)
-        except (OSError, ValueError):
-            continue
 
 
 def test_two_workers_see_the_loss_of_one(inputs: Path, uninterrupted: Path, tmp_path: Path) -> None:
