@@ -27,7 +27,7 @@ from benchmarks.real_photos import (
     train_options,
     write_photos,
 )
-from benchmarks.results import ResultsOptions, results
+from benchmarks.results import PREPARATION, ResultsOptions, results
 from benchmarks.translators import ablation_options, random_features
 from devil.errors import ConfigError
 from devil.evaluation.map_setting import MapSetting
@@ -77,7 +77,10 @@ def evaluation(options: EvaluationOptions) -> None:
     if unknown:
         raise ConfigError(f"protocols are {unknown}; there are {', '.join(PROTOCOLS)}.")
     asked = options.only or tuple(PROTOCOLS)
+    started, trained = time.perf_counter(), (output / "model").exists()
     prepare(data, output, translators="ablation" in asked)
+    if not trained:
+        keep(PREPARATION, {}, started, data, output, Path(options.results))
     for name in asked:
         measure(name, data, output, Path(options.results))
     results(ResultsOptions(results=options.results, report=options.report))
@@ -86,7 +89,13 @@ def evaluation(options: EvaluationOptions) -> None:
 def measure(name: str, data: Path, output: Path, folder: Path) -> None:
     """Run one protocol and keep its figures, with the machine and the minutes."""
     started = time.perf_counter()
-    found = PROTOCOLS[name](data, output)
+    keep(name, PROTOCOLS[name](data, output), started, data, output, folder)
+
+
+def keep(
+    name: str, found: dict[str, Any], started: float, data: Path, output: Path, folder: Path
+) -> None:
+    """Write what was found, with the machine and the minutes since it was `started`."""
     minutes = round((time.perf_counter() - started) / 60, 2)
     logger.info("%s took %.1f minutes", name, minutes)
     record = {**found, "minutes": minutes, "machine": describe_machine()}
@@ -166,7 +175,7 @@ def _perturbation(data: Path, output: Path) -> dict[str, Any]:
                 grad_cam_layers=("blocks.8", "blocks.11"),
                 rise_masks=200,
             ),
-            limit=24,
+            limit=16,
             pool=POOL,
         )
     )

@@ -33,6 +33,9 @@ logger = logging.getLogger("results")
 
 Record = Mapping[str, Any]
 TEMPLATE = "results.md.jinja"
+PREPARATION = "preparation"
+"""Name of the record of what comes before the protocols."""
+PREPARATION_LABEL = "trainings, two at a time, one core each"
 PROTOCOLS = ("captioning", "ablation", "localisation", "perturbation", "crops", "neurons")
 """In the report's order."""
 
@@ -114,15 +117,12 @@ def notes(records: Mapping[str, Record]) -> dict[str, list[str]]:
 
 
 def minutes_table(records: Mapping[str, Record]) -> ReportTable:
-    """What each protocol took, and the trainings before them."""
-    rows: list[tuple[Cell, ...]] = []
-    if "captioning" in records:
-        rows.append(("training of the model, one core", records["captioning"]["training_minutes"]))
-    if "ablation" in records:
-        runs = [run for v in records["ablation"]["variants"].values() for run in v["runs"]]
-        label = f"training of {len(runs)} translators, one core"
-        rows.append((label, sum(run["minutes"] for run in runs)))
-    rows += [(name, record["minutes"]) for name, record in records.items()]
+    """What the trainings took, each protocol after them, and all together."""
+    rows = [
+        (PREPARATION_LABEL if n == PREPARATION else n, r["minutes"]) for n, r in records.items()
+    ]
+    rows.sort(key=lambda row: row[0] != PREPARATION_LABEL)
+    rows.append(("all", sum(minutes for _, minutes in rows)))
     return ReportTable(
         title="Time",
         caption="",
