@@ -17,10 +17,10 @@ from pipelines.pool import PoolConfig
 ROOT = Path(__file__).parents[2]
 SHARDS = 6
 MOUNT = ("unshare", "--map-root-user", "--mount", "--")
-ON_SMALL_DISK = "mount -t tmpfs -o size=800k tmpfs '{disk}' && exec '{python}' -c '{code}'"
+ON_SMALL_DISK = "mount -t tmpfs -o size={kilobytes}k tmpfs '{disk}' && exec '{python}' -c '{code}'"
 FILL = """
 import json, os, shutil, subprocess, sys
-from devil.config import BackboneConfig, ExtractionConfig
+from devil.config import BackboneConfig, ExtractionConfig, from_dict
 from devil.errors import StorageError
 from devil.features import FeatureStore
 from pipelines.extract import ExtractOptions, extract
@@ -31,8 +31,8 @@ disk, store = given["disk"], given["disk"] + "/store"
 options = ExtractOptions(
     shards=given["shards"],
     store=store,
-    backbone=BackboneConfig(**given["backbone"]),
-    extraction=ExtractionConfig(**given["extraction"]),
+    backbone=from_dict(BackboneConfig, given["backbone"]),
+    extraction=from_dict(ExtractionConfig, given["extraction"]),
     pool=PoolConfig(workers=1, cpus_per_worker=1),
 )
 try:
@@ -42,9 +42,9 @@ except StorageError as error:
     message = str(error)
 opened = FeatureStore.open(store)
 whole = [len(opened.keys(part)) for part in opened.parts()]
-temporary = [name for _, _, names in os.walk(store) for name in names if name.endswith(".tmp")]
 subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
 extract(options)
+temporary = [name for _, _, names in os.walk(store) for name in names if name.endswith(".tmp")]
 shutil.copytree(store, given["copy"])
 print("FOUND" + json.dumps([message, whole, temporary]))
 """
@@ -79,7 +79,9 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path) -> Non
         "backbone": to_dict(options.backbone),
         "extraction": to_dict(options.extraction),
     }
-    code = ON_SMALL_DISK.format(disk=disk, python=sys.executable, code=FILL)
+    part = max(file.stat().st_size for file in (tmp_path / "elsewhere").glob("part-*"))
+    kilobytes = int(3.5 * part / 1000)  # three parts, their errors and the manifest
+    code = ON_SMALL_DISK.format(disk=disk, kilobytes=kilobytes, python=sys.executable, code=FILL)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [*MOUNT, "sh", "-c", code],
@@ -92,7 +94,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path) -> Non
     message, whole, temporary = json.loads(ran.stdout.rpartition("FOUND")[2])
     assert "no room left" in message and "what is finished stays" in message
     assert 0 < len(whole) < SHARDS and set(whole) == {20}
-    assert temporary == []
+    assert temporary == []  # what the first run's workers were at when it ended is gone
     found, expected = (FeatureStore.open(str(tmp_path / name)) for name in ("copy", "elsewhere"))
     assert found.part_names() == expected.part_names()
     for name in expected.part_names():
