@@ -14,7 +14,7 @@ from training_runs import Killer, config, metrics, options, same_weights
 
 from devil.batches import TrainingBatches
 from devil.errors import FeatureStoreError, LossError
-from devil.features import FeatureStore, tensor_column
+from devil.features import METADATA, FeatureStore, tensor_column
 from pipelines.train import train
 from pipelines.training_failures import EndAtOnce, save_broken_batch
 
@@ -30,14 +30,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def break_draws(store: FeatureStore, layers: list[str], row: int) -> str:
     """Put NaN into the draws of a row, not into its clean mean; returns its key."""
     part = store.parts()[-1]
-    table = pq.read_table(part)
+    table, footer = pq.read_table(part), pq.read_metadata(part).metadata
     for name in (f"feature.{layer}" for layer in layers):
         values = tensor_column(table, name).copy()
         values[row, 1:] = np.nan
         index = table.schema.get_field_index(name)
         column = pa.FixedShapeTensorArray.from_numpy_ndarray(values)
         table = table.set_column(index, table.schema.field(index), column)
-    pq.write_table(table, part)
+    with pq.ParquetWriter(part, table.schema) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({METADATA: footer[METADATA]})
     return table.column("key")[row].as_py()
 
 
