@@ -152,7 +152,7 @@ def test_extraction_then_training(address: str, tmp_path: Path) -> None:
 
 
 def without_cleaner(output: str) -> str:
-    """A job's lines without those of Ray's cleaner, which complains about a machine that is slow."""
+    """A job's lines without those of Ray's cleaner, which complains of a slow machine."""
     cleaner = re.compile(r"(\x1b\[\d+m)?\(PlacementGroupCleaner pid=")
     return "\n".join(line for line in output.splitlines() if not cleaner.match(line))
 
