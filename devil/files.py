@@ -40,6 +40,11 @@ def write_json(path: str | PathLike[str], values: Mapping[str, Any]) -> Path:
     return write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
+def really_inside(path: str | PathLike[str], folder: str | PathLike[str]) -> bool:
+    """Whether a path lies in a folder when links are followed; the folder's path has none."""
+    return Path(os.path.realpath(path)).is_relative_to(folder)
+
+
 def _umask() -> int:
     """The process's mask for new files, which `mkstemp` does not apply."""
     mask = os.umask(0o077)
