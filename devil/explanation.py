@@ -109,7 +109,10 @@ class LayerExplanation:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Everything that was asked about one picture. Two are equal if their data are; see `image`."""
+    """Everything that was asked about one picture.
+
+    Two are equal if their data are; `image` and `id` do not count.
+    """
 
     image_size: tuple[int, int]
     """Width and height of the original picture, in pixels."""
@@ -129,6 +132,8 @@ class Explanation:
     """File name or key of the picture."""
     image: Image.Image | None = field(default=None, compare=False, repr=False)
     """The picture itself, for drawing; not part of the JSON form."""
+    id: str | None = field(default=None, compare=False)
+    """Under which a service keeps it (`devil.client`); not part of the JSON form."""
 
     def __post_init__(self) -> None:
         if min(self.image_size) < 1:
@@ -208,7 +213,7 @@ class Explanation:
                 f"explanation has format_version {found!r}; this version of DeViL reads "
                 f"{FORMAT_VERSION}: write it again, or use the version that wrote it"
             )
-        names = {"format_version"} | {f.name for f in fields(cls)} - {"image"}
+        names = {"format_version"} | {f.name for f in fields(cls)} - {"image", "id"}
         _check_keys(document, names, "explanation")
         try:
             layers = [_layer_from_dict(layer) for layer in document["layers"]]

@@ -5,33 +5,36 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
-def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
-    """Write `content` to `path`; a failure leaves what was there before, and nothing else.
+@contextmanager
+def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file to write to, which stands at `path` once the block has ended without an error.
 
-    Args:
-        path: the file; its folder must exist.
-        content: all of it.
-
-    Returns:
-        The path written.
+    A failure leaves what was there before, and nothing else. The folder must exist.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return path
+
+
+def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
+    """Write all of a file's content, as `replacing` does; returns the path."""
+    with replacing(path) as file:
+        file.write(content)
+    return Path(path)
 
 
 def write_json(path: str | PathLike[str], values: Mapping[str, Any]) -> Path:
