@@ -79,6 +79,35 @@ class StorageError(DevilError, RuntimeError):
     """A folder or bucket cannot be reached, read or written; nothing is wrong with the data."""
 
 
+class ServiceError(DevilError, RuntimeError):
+    """The service refuses or fails, cannot be reached, or answers what no such service does.
+
+    Attributes:
+        status: of its answer; None where there was none.
+        detail: what its problem document says.
+        field: of the request, that is to blame, if one is.
+        request_id: by which its log names the request.
+        retry_after: seconds after which it asked to be tried again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        detail: str = "",
+        field: str | None = None,
+        request_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.detail = detail
+        self.field = field
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+
 class LossError(DevilError, ArithmeticError):
     """The training loss, or its gradient, is not finite."""
 
