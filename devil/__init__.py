@@ -1,8 +1,8 @@
 """DeViL: plain-language captions and saliency for every layer and location of a vision model.
 
 Reading order: `backbones` → `pooling` → `features` → `translator` → `language_model` → `model` →
-`cache`, `memory`, `prefill` → `decoding`, `sampling`, `saliency`, `vocabulary` → `reading`,
-`describing` → `explanation` → `report`.
+`cache`, `memory`, `prefill` → `decoding`, `sampling`, `saliency`, `vocabulary` →
+`picture_features`, `question` → `draft` → `reading`, `describing` → `explanation` → `report`.
 
 Public names are imported when they are first used, so that reading an `Explanation` needs no torch.
 """

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from devil.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Written into every JSON document; a reader refuses any other."""
 
 CALIBRATIONS = ("none", "pmi", "mean", "contrast")
@@ -55,6 +55,14 @@ class Caption:
         return min(1.0, math.exp(self.log_probability / self.tokens))
 
 
+class WordScore(NamedTuple):
+    """A word at a location."""
+
+    word: str
+    score: float
+    """Log-probability in nats, or how far it is above that for the layer's mean feature."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LayerExplanation:
     """One layer: the caption of its mean feature, and captions and saliency on its grid."""
@@ -65,10 +73,12 @@ class LayerExplanation:
     """Rows and columns of the layer's map."""
     caption: Caption | None
     """Of the pooled layer."""
-    captions: tuple[tuple[Caption, ...], ...] | None
-    """One per location, [rows][columns]."""
+    captions: tuple[tuple[Caption | None, ...], ...] | None
+    """One per location, [rows][columns]; None where none was asked for."""
     saliency: dict[str, np.ndarray]
     """Query to float32 (rows, columns), in nats."""
+    words: tuple[tuple[tuple[WordScore, ...] | None, ...], ...] | None = None
+    """The likeliest words of each location, best first; None where none were asked for."""
 
     def __post_init__(self) -> None:
         rows, columns = self.grid
@@ -76,11 +86,11 @@ class LayerExplanation:
             raise DataError(
                 f"layer {self.layer!r} has grid {self.grid}; both sides must be positive"
             )
-        if self.captions is not None:
-            widths = [len(row) for row in self.captions]
-            if widths != [columns] * rows:
+        for what, cells in (("captions", self.captions), ("words", self.words)):
+            widths = [len(row) for row in cells or ()]
+            if cells is not None and widths != [columns] * rows:
                 raise DataError(
-                    f"layer {self.layer!r} has rows of {widths} captions; its grid is {self.grid}"
+                    f"layer {self.layer!r} has rows of {widths} {what}; its grid is {self.grid}"
                 )
         maps = {query: np.asarray(m, dtype=np.float32) for query, m in self.saliency.items()}
         for query, values in maps.items():
@@ -100,8 +110,8 @@ class LayerExplanation:
         if not isinstance(other, LayerExplanation):
             return NotImplemented
         return (
-            (self.layer, self.grid, self.caption, self.captions)
-            == (other.layer, other.grid, other.caption, other.captions)
+            (self.layer, self.grid, self.caption, self.captions, self.words)
+            == (other.layer, other.grid, other.caption, other.captions, other.words)
             and self.saliency.keys() == other.saliency.keys()
             and all(np.array_equal(m, other.saliency[q]) for q, m in self.saliency.items())
         )
@@ -270,8 +280,8 @@ class Explanation:
         return page
 
 
-def _caption_to_dict(caption: Caption) -> dict[str, Any]:
-    return {
+def _caption_to_dict(caption: Caption | None) -> dict[str, Any] | None:
+    return caption and {
         "text": caption.text,
         "log_probability": caption.log_probability,
         "tokens": caption.tokens,
@@ -283,12 +293,14 @@ def _layer_to_dict(layer: LayerExplanation) -> dict[str, Any]:
     return {
         "layer": layer.layer,
         "grid": list(layer.grid),
-        "caption": None if layer.caption is None else _caption_to_dict(layer.caption),
+        "caption": _caption_to_dict(layer.caption),
         "captions": captions and [[_caption_to_dict(c) for c in row] for row in captions],
         "saliency": {
             query: [[_shortest(value) for value in row] for row in values]
             for query, values in layer.saliency.items()
         },
+        "words": layer.words
+        and [[words and [w._asdict() for w in words] for words in row] for row in layer.words],
     }
 
 
@@ -298,7 +310,9 @@ def _shortest(value: np.float32) -> float:
     return short if np.float32(short) == value else float(value)
 
 
-def _caption_from_dict(document: Mapping[str, Any]) -> Caption:
+def _caption_from_dict(document: Mapping[str, Any] | None) -> Caption | None:
+    if document is None:
+        return None
     _check_keys(document, {"text", "log_probability", "tokens"}, "caption")
     return Caption(
         text=_text(document["text"]),
@@ -310,16 +324,27 @@ def _caption_from_dict(document: Mapping[str, Any]) -> Caption:
 def _layer_from_dict(document: Mapping[str, Any]) -> LayerExplanation:
     _check_keys(document, {f.name for f in fields(LayerExplanation)}, "layer")
     rows, columns = document["grid"]
-    caption, captions = document["caption"], document["captions"]
+    captions, words = document["captions"], document["words"]
     return LayerExplanation(
         layer=_text(document["layer"]),
         grid=(_integer(rows), _integer(columns)),
-        caption=None if caption is None else _caption_from_dict(caption),
+        caption=_caption_from_dict(document["caption"]),
         captions=None
         if captions is None
         else tuple(tuple(_caption_from_dict(c) for c in row) for row in captions),
         saliency={_text(query): _map(values) for query, values in document["saliency"].items()},
+        words=None
+        if words is None
+        else tuple(tuple(_words_from_list(cell) for cell in row) for row in words),
     )
+
+
+def _words_from_list(listed: Any) -> tuple[WordScore, ...] | None:
+    if listed is None:
+        return None
+    for word in listed:
+        _check_keys(word, {"word", "score"}, "word")
+    return tuple(WordScore(_text(word["word"]), _number(word["score"])) for word in listed)
 
 
 def _map(values: Any) -> np.ndarray:

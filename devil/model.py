@@ -166,7 +166,10 @@ class DeViL(nn.Module):
         *,
         layers: Sequence[str] | str | None = None,
         queries: Sequence[str] | str = (),
-        dense: bool = True,
+        dense: bool | None = None,
+        points: Sequence[tuple[float, float]] = (),
+        words: int = 0,
+        captions: bool = True,
         calibration: Calibration = "pmi",
         prompt: str = "",
         smoothing: int = 1,
@@ -178,9 +181,13 @@ class DeViL(nn.Module):
             image: a path, the bytes of a file, or a picture.
             layers: names out of `layers`, and `all` for all at once; None asks for everything.
             queries: words or phrases; each gets a map per layer.
-            dense: write a caption for every location, too.
-            calibration: see `devil.saliency.calibrate`.
-            prompt: text that queries are conditioned on, not scored.
+            dense: tell of every location; None: unless `points` are given.
+            points: tell of the locations that cover these points, given as fractions of the
+                picture's width and height from its upper left corner.
+            words: likeliest words told of each such location, besides its caption.
+            captions: False writes none, neither of layers nor of locations.
+            calibration: see `devil.saliency.calibrate`; words know `pmi` and `none` alone.
+            prompt: text that queries and words are conditioned on, not scored.
             smoothing: odd kernel of the average pooling before a location is read; 1 is none.
             decoding: longest caption and batch size.
 
@@ -196,6 +203,9 @@ class DeViL(nn.Module):
             layers=layers,
             queries=queries,
             dense=dense,
+            points=points,
+            words=words,
+            captions=captions,
             calibration=calibration,
             prompt=prompt,
             smoothing=smoothing,

@@ -1,5 +1,6 @@
-"""Captions and scores of the same prefixes, from one pass over each of them."""
+"""Captions and scores of the same prefixes, from one pass over each of them; rows of drafts."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor
 
 from devil.config import DecodingConfig
 from devil.decoding import check_length, continue_greedily
-from devil.explanation import Caption
+from devil.draft import Rows
+from devil.explanation import Caption, WordScore
 from devil.language_model import LanguageModel
+from devil.model import DeViL
 from devil.prefill import Prefill, distinct, prefills
 from devil.saliency import Plan, continue_with_queries
+from devil.vocabulary import read_vocabulary, word_scores
 
 
 class Reading(NamedTuple):
@@ -74,3 +78,75 @@ def _first_rows(state: Prefill, count: int) -> Prefill:
         return state
     state.cache.batch_select_indices(torch.arange(count, device=state.last.device))
     return state._replace(last=state.last[:count])
+
+
+@torch.inference_mode()
+def read_rows(model: DeViL, rows: Sequence[Rows], decoding: DecodingConfig) -> None:
+    """Read rows of drafts that ask the same queries behind the same prompt.
+
+    Raises:
+        ConfigError: prefix and longest caption together exceed the LM's context, or the memory
+            does not hold one row.
+    """
+    if not rows:
+        return
+    prefixes = _prefixes(model, rows, decoding)
+    # In the order of `read_prefixes`: first what is only put in words, last what is only scored.
+    order = sorted(range(len(rows)), key=lambda i: (not rows[i].of.captioned, rows[i].of.scored))
+    order = [i for i in order if rows[i].of.captioned or rows[i].of.scored]
+    captions: dict[int, Sequence[Caption]] = {}
+    scores: dict[int, Tensor] = {}
+    if order:
+        captioned = [i for i in order if rows[i].of.captioned]
+        scored = [i for i in order if rows[i].of.scored]
+        total = sum(len(prefixes[i]) for i in order)
+        reading = read_prefixes(
+            model.language_model,
+            torch.cat([prefixes[i] for i in order]),
+            rows[0].draft.asked.plan,
+            decoding,
+            captions=sum(len(prefixes[i]) for i in captioned),
+            scored_from=total - sum(len(prefixes[i]) for i in scored),
+        )
+        written = iter(reading.captions)
+        for i in captioned:
+            captions[i] = [next(written) for _ in prefixes[i]]
+        if reading.scores is not None and scored:
+            parts = reading.scores.split([len(prefixes[i]) for i in scored])
+            scores = dict(zip(scored, parts, strict=True))
+    for i, part in enumerate(rows):
+        words = _words(model, part, prefixes[i], decoding) if part.of.worded else None
+        part.draft.keep(part, captions.get(i), scores.get(i), words)
+
+
+def _prefixes(
+    model: DeViL, rows: Sequence[Rows], decoding: DecodingConfig
+) -> list[Float[Tensor, "row prefix hidden"]]:
+    """The prefixes of each part; those that show the same slots pass the translator together."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, part in enumerate(rows):
+        groups.setdefault(tuple(part.of.vectors), []).append(i)
+    found: dict[int, Tensor] = {}
+    for slots, members in groups.items():
+        vectors = [rows[i].vectors() for i in members]
+        together = {slot: torch.cat([v[slot] for v in vectors]) for slot in slots}
+        prefix = model.prefix(together, memory_gb=decoding.memory_gb)
+        parts = prefix.split([rows[i].stop - rows[i].start for i in members])
+        found |= dict(zip(members, parts, strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+def _words(
+    model: DeViL, part: Rows, prefix: Tensor, decoding: DecodingConfig
+) -> list[tuple[WordScore, ...]]:
+    question = part.draft.asked.question
+    readout = read_vocabulary(
+        model.language_model,
+        prefix,
+        top=question.words,
+        prompt=question.prompt,
+        baseline=part.draft.word_baseline(part.of.layer),
+        batch_size=decoding.batch_size,
+        memory_gb=decoding.memory_gb,
+    )
+    return word_scores(model.language_model, readout)

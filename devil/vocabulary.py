@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from devil.errors import QueryError
+from devil.explanation import WordScore
 from devil.language_model import LanguageModel
 from devil.memory import head_rows
 from devil.prefill import Prefill, prefills
@@ -21,14 +22,6 @@ from devil.saliency import behind, prompt_ids
 
 LEAST = 1e-4
 """Words below this probability are not ranked by how much a location raises them."""
-
-
-class WordScore(NamedTuple):
-    """A word at a location."""
-
-    word: str
-    score: float
-    """Log-probability in nats, or how far it is above that for the layer's mean feature."""
 
 
 class Readout(NamedTuple):
@@ -104,6 +97,19 @@ def _read(
     return Readout(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
+def word_scores(language_model: LanguageModel, readout: Readout) -> list[tuple[WordScore, ...]]:
+    """The best words of each row, best first; those that were not ranked are left out."""
+    names = {token: word for word, token in language_model.words.items()}
+    return [
+        tuple(
+            WordScore(names[token], score)
+            for token, score in zip(ids, scores, strict=True)
+            if score > -torch.inf
+        )
+        for ids, scores in zip(readout.top.tolist(), readout.scores.tolist(), strict=True)
+    ]
+
+
 class VocabularyMaps:
     """The vocabulary at every location of one picture and layer.
 
@@ -124,15 +130,7 @@ class VocabularyMaps:
         """Cut a read-out of height × width rows into a map."""
         self.layer, self.grid = layer, grid
         self._readout, self._language_model, self._baseline = readout, language_model, baseline
-        names = {token: word for word, token in language_model.words.items()}
-        cells = [
-            tuple(
-                WordScore(names[token], score)
-                for token, score in zip(ids, scores, strict=True)
-                if score > -torch.inf
-            )
-            for ids, scores in zip(readout.top.tolist(), readout.scores.tolist(), strict=True)
-        ]
+        cells = word_scores(language_model, readout)
         height, width = grid
         self.top = tuple(tuple(cells[r * width : (r + 1) * width]) for r in range(height))
 

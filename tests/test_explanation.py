@@ -123,7 +123,7 @@ def damaged(path: tuple, value) -> dict:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format_version",), 2, "format_version 2.*reads 1"),
+        (("format_version",), 3, "format_version 3.*reads 2"),
         (("format_version",), True, "format_version True"),
         (("colour",), "red", "unknown keys.*colour"),
         (("layers", 0, "colour"), "red", "unknown keys.*colour"),

@@ -8,8 +8,9 @@ import tiny
 import torch
 
 from devil import DecodingConfig, DeViL
-from devil.describing import explain_images, image_features
+from devil.describing import explain_images
 from devil.errors import ConfigError, ImageError, LayerError, QueryError
+from devil.picture_features import image_features
 from devil.saliency import tokenize_queries
 from devil.types import ALL_LAYERS
 

@@ -9,9 +9,10 @@ import reference
 import tiny
 import torch
 
-from devil.describing import image_features, location_features, vocabulary_saliency
+from devil.describing import vocabulary_saliency
 from devil.errors import QueryError
 from devil.model import DeViL
+from devil.picture_features import image_features, location_features
 
 PROMPT = "a photo of a"
 

@@ -19,10 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from devil.decoding import greedy_captions
-from devil.describing import Features, pooled_features
 from devil.errors import ConfigError
 from devil.evaluation.map_setting import MapSetting
 from devil.model import DeViL
+from devil.picture_features import Features, pooled_features
 from devil.saliency import CALIBRATIONS, Calibration
 from devil.types import ALL_LAYERS
 
@@ -165,7 +165,7 @@ def picture_words(
 
     Args:
         model: the model.
-        features: the pictures' maps (`devil.describing.image_features`).
+        features: the pictures' maps (`devil.picture_features.image_features`).
         probabilities: of the classes, on the clean pictures.
         names: plain names by class.
         wording: of the query.

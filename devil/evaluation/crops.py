@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from devil.config import DecodingConfig
-from devil.describing import image_features
 from devil.errors import ConfigError, DataError
 from devil.evaluation.image_text import ImageTextModel
 from devil.evaluation.location_captions import (
@@ -28,6 +27,7 @@ from devil.evaluation.location_captions import (
 from devil.evaluation.stored import derangement
 from devil.images import EvaluationTransform
 from devil.model import DeViL
+from devil.picture_features import image_features
 
 SIZES = (32, 64, 128)
 """Sides of the centre crops in pixels of the backbone's input; the whole input comes last."""

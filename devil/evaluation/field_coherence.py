@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from devil.config import DecodingConfig
-from devil.describing import image_features
 from devil.errors import DataError
 from devil.evaluation.fields import NOTHING, FieldConfig, covering_categories
 from devil.evaluation.location_captions import drawn_locations, layer_grid, location_captions
 from devil.evaluation.naming import Naming
 from devil.evaluation.stored import derangement
 from devil.model import DeViL
+from devil.picture_features import image_features
 
 
 class FieldRow(NamedTuple):

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from devil.data.coco import CocoPhoto
-from devil.describing import image_features
 from devil.errors import BackboneError, DataError
 from devil.evaluation.class_maps import (
     centre_map,
@@ -28,6 +27,7 @@ from devil.evaluation.naming import SYNONYMS
 from devil.evaluation.query_maps import query_maps
 from devil.evaluation.stored import derangement
 from devil.model import DeViL
+from devil.picture_features import image_features
 
 SHUFFLED = " / shuffled"
 """Ends the name of a setting that was given the features of another photo."""

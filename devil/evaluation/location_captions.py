@@ -6,8 +6,8 @@ import torch
 
 from devil.config import DecodingConfig
 from devil.decoding import greedy_captions
-from devil.describing import Features, location_features
 from devil.model import DeViL
+from devil.picture_features import Features, location_features
 from devil.types import ALL_LAYERS, LayerShape
 
 
@@ -43,7 +43,7 @@ def location_captions(
 
     Args:
         model: the model.
-        features: of one or more pictures, from `devil.describing.image_features`.
+        features: of one or more pictures, from `devil.picture_features.image_features`.
         layer: a layer's name, or `all`.
         locations: row-major numbers in the layer's grid.
         decoding: of the captions.

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from devil.describing import Features, image_features
 from devil.errors import BackboneError, ConfigError
 from devil.evaluation.bootstrap import Interval, mean_interval
 from devil.evaluation.class_maps import (
@@ -41,6 +40,7 @@ from devil.evaluation.perturbation import (
 from devil.evaluation.query_maps import PictureMaps, query_maps
 from devil.evaluation.rise import RiseConfig, rise_maps
 from devil.model import DeViL
+from devil.picture_features import Features, image_features
 
 logger = logging.getLogger(__name__)
 

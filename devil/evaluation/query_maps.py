@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from devil.describing import Features, location_features
 from devil.errors import QueryError
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.pointing import blend_neighbours
 from devil.model import DeViL
+from devil.picture_features import Features, location_features
 from devil.pooling import resize_map
 from devil.saliency import Query, calibrate, query_log_probabilities, tokenize_queries
 from devil.types import ALL_LAYERS
@@ -54,7 +54,7 @@ def query_maps(
 
     Args:
         model: The model.
-        features: The pictures' feature maps (`devil.describing.image_features`).
+        features: The pictures' feature maps (`devil.picture_features.image_features`).
         asked: For each picture the names that it is asked about.
         settings: How maps are made.
         names: For each picture what `contrast` compares with; must hold all that is asked.

@@ -16,7 +16,6 @@ import torch
 from devil.config import DecodingConfig
 from devil.data.scenes import Scene, with_article
 from devil.decoding import greedy_captions
-from devil.describing import image_features, location_features
 from devil.errors import DataError
 from devil.evaluation.pointing import (
     PointingScore,
@@ -27,6 +26,7 @@ from devil.evaluation.pointing import (
 from devil.evaluation.stored import derangement
 from devil.images import EvaluationTransform
 from devil.model import DeViL
+from devil.picture_features import image_features, location_features
 from devil.saliency import query_log_probabilities, tokenize_queries
 
 COVER = 0.5

@@ -93,6 +93,7 @@ def chosen_locations(layer: LayerExplanation, count: int = CALLED_OUT) -> list[L
         Location(row, column, caption)
         for row, captions in enumerate(layer.captions)
         for column, caption in enumerate(captions)
+        if caption is not None
     ]
     everywhere.sort(key=lambda location: -location.caption.token_probability)
     apart = 0.2 * math.hypot(*layer.grid)

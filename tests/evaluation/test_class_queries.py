@@ -7,7 +7,6 @@ import pytest
 import torch
 from tiny import CAPTIONS, picture, tiny_model
 
-from devil.describing import Features, image_features
 from devil.errors import ConfigError, LayerError, QueryError
 from devil.evaluation.class_queries import (
     ClassQuery,
@@ -19,6 +18,7 @@ from devil.evaluation.class_queries import (
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.query_maps import query_maps
 from devil.model import DeViL
+from devil.picture_features import Features, image_features
 from devil.saliency import query_log_probabilities, tokenize_queries
 
 QUERIES = [["red circle", "blue line", "square"], ["white line", "black circle", "green"]]

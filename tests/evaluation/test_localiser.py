@@ -9,7 +9,6 @@ import torch
 
 from devil import DeViL
 from devil.data.coco import CocoPhoto
-from devil.describing import image_features
 from devil.errors import BackboneError, DataError
 from devil.evaluation.class_maps import centre_map, grad_cam, random_map
 from devil.evaluation.coco_classes import coco_imagenet_classes
@@ -18,6 +17,7 @@ from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM, SHUFFLED, Local
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.query_maps import query_maps
 from devil.evaluation.stored import derangement
+from devil.picture_features import image_features
 
 SETTING = MapSetting(layers=("layer3",))
 OBJECTS = (

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import CAPTIONS, picture, tiny_model
 
-from devil.describing import image_features
 from devil.evaluation.class_queries import own_captions
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.perturbation import PerturbationConfig
@@ -17,6 +16,7 @@ from devil.evaluation.perturbation_study import (
     word_maps,
 )
 from devil.model import DeViL
+from devil.picture_features import image_features
 
 
 @pytest.fixture

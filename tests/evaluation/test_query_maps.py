@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from devil import DecodingConfig, DeViL
-from devil.describing import Features, image_features
 from devil.errors import ConfigError, LayerError, QueryError
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.pointing import blend_neighbours
 from devil.evaluation.query_maps import mix, query_maps
+from devil.picture_features import Features, image_features
 
 NAMES = ("red circle", "line", "blue square", "white")
 ASKED = [["line", "white"], [], ["red circle"]]

@@ -284,7 +284,7 @@ class Card {
     );
     const caption = layer.captions?.[row][column];
     this.words.classList.toggle("none", !caption?.text);
-    this.words.textContent = caption ? caption.text || "(nothing)" : "This layer has no captions by location.";
+    this.words.textContent = caption ? caption.text || "(nothing)" : layer.captions ? "No caption was asked for here." : "This layer has no captions by location.";
     this.sure.textContent = caption
       ? `${formatPercent(Math.exp(caption.log_probability / caption.tokens))} per token; ` +
         `${formatNats(caption.log_probability)} nats over ${caption.tokens} tokens`
@@ -296,7 +296,8 @@ class Card {
     const others = this.layers.filter((layer) => layer !== this.layer && layer.captions);
     const entries = others.flatMap((layer) => {
       const [row, column] = this.cell(layer);
-      const text = layer.captions[row][column].text || "(nothing)";
+      const caption = layer.captions[row][column];
+      const text = caption ? caption.text || "(nothing)" : "(not asked)";
       return [make("dt", {}, layerTitle(layer)), make("dd", { title: text }, text)];
     });
     this.others.replaceChildren(...entries);
