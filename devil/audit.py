@@ -207,11 +207,11 @@ def _row(explanation: Explanation, layer: LayerExplanation, source: str | None) 
         "caption": caption.text if caption else None,
         "log_probability": caption.log_probability if caption else None,
         "tokens": caption.tokens if caption else None,
-        "location_captions": [c.text for c in cells] if layer.captions else None,
+        "location_captions": [c and c.text for c in cells] if layer.captions else None,
         "location_log_probabilities": (
-            [c.log_probability for c in cells] if layer.captions else None
+            [c and c.log_probability for c in cells] if layer.captions else None
         ),
-        "location_tokens": [c.tokens for c in cells] if layer.captions else None,
+        "location_tokens": [c and c.tokens for c in cells] if layer.captions else None,
         "saliency": [(query, grid.ravel().tolist()) for query, grid in layer.saliency.items()],
         "calibration": explanation.calibration,
         "model": explanation.model,
@@ -249,7 +249,7 @@ def _layer(row: dict[str, Any]) -> LayerExplanation:
     cells = None
     if row["location_captions"] is not None:
         listed = [
-            Caption(text=text, log_probability=score, tokens=tokens)
+            None if text is None else Caption(text=text, log_probability=score, tokens=tokens)
             for text, score, tokens in zip(
                 row["location_captions"],
                 row["location_log_probabilities"],

@@ -45,7 +45,11 @@ def explain_images(
         sources: a name for each picture, kept in its explanation; default: its path, if it has one.
     """
     question = Question(
-        layers=(layers,) if isinstance(layers, str) else layers and tuple(layers),
+        layers=(layers,)
+        if isinstance(layers, str)
+        else layers
+        if layers is None
+        else tuple(layers),
         queries=(queries,) if isinstance(queries, str) else tuple(queries),
         captions=captions,
         dense=dense,
