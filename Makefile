@@ -8,6 +8,7 @@ MODEL ?= runs/demo/model
 BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
+export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve.front:layers
 
 .PHONY: demo test lint serve install clean
 
@@ -31,7 +32,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 serve: install
-	$(BIN)/serve run serve.app:app model=$(MODEL)
+	$(BIN)/serve run serve.app:app model=$(MODEL) log_format=text
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache

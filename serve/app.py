@@ -21,6 +21,7 @@ import ray.serve.handle
 from fastapi import FastAPI, Request, Response
 
 from devil.errors import ModelFolderError
+from serve.access import add_access, logging_of
 from serve.body import read_body
 from serve.openapi import describe_api, request_body
 from serve.problems import ProblemError, add_problem_handlers, problem_responses
@@ -148,6 +149,7 @@ def build_api(ingress: Ingress) -> FastAPI:
     )
     add_problem_handlers(api)
     describe_api(api)
+    add_access(api, ingress.settings)
     return api
 
 
@@ -157,7 +159,8 @@ def app(settings: Settings) -> ray.serve.Application:
     Raises:
         ModelFolderError: the model folder does not exist.
     """
-    settings = settings.model_copy(update={"model": _found(settings.model)})
+    keys = settings.keys and str(Path(settings.keys).resolve())
+    settings = settings.model_copy(update={"model": _found(settings.model), "keys": keys})
     # Here alone: the ingress imports this file, and must not load torch.
     from serve.explainer import Explainer
 
@@ -169,6 +172,7 @@ def app(settings: Settings) -> ray.serve.Application:
         max_queued_requests=settings.max_queued,
         ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(settings)},
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+        logging_config=logging_of(settings),
     ).bind(settings)
     ingress = ray.serve.deployment(
         Ingress,
@@ -180,6 +184,7 @@ def app(settings: Settings) -> ray.serve.Application:
         ),
         ray_actor_options={"num_cpus": 0},
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+        logging_config=logging_of(settings),
     )
     return ingress.bind(settings, explainer)
 

@@ -90,6 +90,8 @@ def internal_error() -> Refusal:
 
 _EXAMPLES: dict[int, Refusal] = {
     400: Refusal(400, "The body is not valid JSON: expected value at line 1 column 1."),
+    401: Refusal(401, "This service asks for a key; send `Authorization: Bearer KEY`."),
+    403: Refusal(403, "Origin: a page of another site may not ask; ask from a program instead."),
     408: Refusal(408, "The body did not arrive within 120 s."),
     413: Refusal(413, "The body is longer than 20,000,000 bytes; send a smaller picture."),
     415: Refusal(415, "Content-Type is 'text/plain'; send multipart/form-data or JSON."),

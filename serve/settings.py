@@ -47,6 +47,16 @@ class Settings(BaseModel):
         120.0, gt=0, le=3600, description="A request that takes longer is given up with 503."
     )
 
+    keys: str = Field(
+        "",
+        description="File of hashed API keys (`python -m serve.keys`); without one, those of the "
+        "environment variable DEVIL_API_KEYS; without either, this machine alone is answered.",
+    )
+
+    log_format: Literal["json", "text"] = Field(
+        "json", description="How logs are written: JSON for programs, text for people."
+    )
+
     @property
     def max_ongoing(self) -> int:
         """Requests in one copy: a batch being explained, and one being decoded for the next."""

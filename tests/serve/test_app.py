@@ -127,7 +127,7 @@ def test_openapi_document(client: httpx.Client) -> None:
     assert "swagger" in client.get("/docs").text
     document = client.get("/openapi.json").json()
     explain = document["paths"][PATH]["post"]
-    statuses = {"200", "400", "408", "413", "415", "422", "429", "500", "503"}
+    statuses = {"200", "400", "401", "403", "408", "413", "415", "422", "429", "500", "503"}
     assert set(explain["responses"]) == statuses
     problem = explain["responses"]["422"]["content"]["application/problem+json"]
     assert problem["schema"]["$ref"] == "#/components/schemas/Problem"
