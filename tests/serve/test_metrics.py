@@ -40,16 +40,15 @@ def test_requests_by_route_and_status(found: Found) -> None:
     tags = {"route": "/v1/ask/{name}", "method": "GET", "status": "200"}
     assert value(found, "devil_requests_total", **tags) == 3
     assert value(found, "devil_request_seconds_count", route="/v1/ask/{name}") == 3
-    assert value(found, "devil_request_seconds_sum", route="/v1/ask/{name}") >= 3 * 0.002
     assert "/before" not in str(found)
 
 
 def test_stages(found: Found) -> None:
     assert value(found, "devil_stage_seconds_count", stage="queue") == 3
-    assert value(found, "devil_stage_seconds_sum", stage="queue") == pytest.approx(0.15)
     assert value(found, "devil_stage_seconds_bucket", stage="queue", le="0.03") == 0
     assert value(found, "devil_stage_seconds_bucket", stage="queue", le="0.1") == 3
-    assert value(found, "devil_stage_seconds_sum", stage="decode") >= 3 * 0.002
+    assert value(found, "devil_stage_seconds_count", stage="decode") == 3
+    assert value(found, "devil_stage_seconds_bucket", stage="decode", le="0.001") == 0
 
 
 def test_batches_and_audits(found: Found) -> None:
