@@ -58,6 +58,12 @@ class _Prepared(NamedTuple):
     size: tuple[int, int]
 
 
+def _changed(shard: Shard) -> Failure:
+    """Damage to a shard that was still being written while it was read."""
+    error = DataError(f"{shard.address} has changed while it was read; extract it again.")
+    return Failure.of("", shard.address, "read", error)
+
+
 class Stopwatch:
     """Seconds by stage."""
 
@@ -99,6 +105,7 @@ class Extractor:
         if done is not None:
             return ShardRecord.of(shard, done, skipped=True)
         started, watch = time.perf_counter(), Stopwatch()
+        identity = self.source.identity(shard)
         with PartWriter(self.store, shard.name) as writer:
             for batch in self._prepared(shard, watch):
                 for failure in (entry for entry in batch if isinstance(entry, Failure)):
@@ -106,7 +113,8 @@ class Extractor:
                 good = [entry for entry in batch if isinstance(entry, _Prepared)]
                 if good:
                     self._add(good, writer, watch)
-            identity = self.source.identity(shard)
+            if self.source.identity(shard) != identity:
+                writer.fail(_changed(shard))
             reasons = Counter(f"{f.stage} {f.error}" for f in writer.failures)
             part = PartMetadata(
                 source=shard.address,

@@ -101,7 +101,7 @@ class EvaluationTransform:
             return self.resize
         if self.border is not None:
             factor = self.resize / max(size)
-            return round(height * factor), round(width * factor)
+            return max(1, round(height * factor)), max(1, round(width * factor))
         # Truncated as torchvision does.
         if width <= height:
             return int(self.resize * height / width), self.resize

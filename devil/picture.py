@@ -61,6 +61,8 @@ def open_image(
         ) from error
     except OSError as error:
         raise ImageError(f"{label} cannot be read ({error}); give the path of a file.") from error
+    except Exception as error:  # such as a PNG whose texts would fill the memory
+        raise _damaged(label, error) from error
 
 
 def _decode(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
@@ -71,10 +73,14 @@ def _decode(image: Image.Image, label: str, max_pixels: int) -> Image.Image:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise many kinds
-        raise ImageError(
-            f"{label} cannot be decoded ({type(error).__name__}: {error}); the file is truncated "
-            "or damaged."
-        ) from error
+        raise _damaged(label, error) from error
+
+
+def _damaged(label: str, error: Exception) -> ImageError:
+    return ImageError(
+        f"{label} cannot be decoded ({type(error).__name__}: {error}); the file is truncated or "
+        "damaged."
+    )
 
 
 def _check_size(size: tuple[int, int], label: str, max_pixels: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -13,8 +14,10 @@ import tiny
 import torch
 
 from devil import Backbone, ExtractionConfig, load_backbone
+from devil.config import SourceConfig
+from devil.data.sample import Failure, Sample
 from devil.data.shard import Shard
-from devil.data.source import open_source
+from devil.data.source import Tars, open_source
 from devil.errors import FeatureStoreError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore, tensor_column
@@ -270,3 +273,38 @@ def test_remote_folders(backbone: Backbone, tmp_path: Path) -> None:
     here, _ = extract(backbone, tmp_path / "store", [local])
     for name, values in tensors(here).items():
         assert np.array_equal(tensors(store)[name], values)
+
+
+def test_a_shard_that_grows_while_it_is_read_is_read_again(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    (path,) = tiny.tiny_shards(tmp_path / "shards", shards=1, rows=6)
+    whole = Path(path).read_bytes()
+    Path(path).write_bytes(whole[: len(whole) // 2])
+
+    class Growing(Tars):
+        """Its tar is still being fetched, and whole when reading comes to its end."""
+
+        def read(self, shard: Shard) -> Iterator[Sample | Failure]:
+            try:
+                yield from super().read(shard)
+            finally:
+                Path(path).write_bytes(whole)
+
+    store = create(backbone, tmp_path / "store")
+    record = Extractor(backbone, Growing(path, SourceConfig()), store, threads=1)(tar(path))
+    assert record.rows < 6
+    messages = [row["message"] for row in store.errors().to_pylist()]
+    assert "has changed while it was read" in messages[-1]
+    _, (again,) = extract(backbone, tmp_path / "store", [path])
+    assert (again.skipped, again.rows, again.errors) == (False, 6, 0)
+
+
+def test_a_picture_that_pillow_fails_on_is_an_error_row(backbone: Backbone, tmp_path: Path) -> None:
+    good = tiny.encoded(tiny.picture(tiny.CAPTIONS[0]))
+    members = tiny.sample_members("bomb", ["x"], tiny.text_bomb())
+    path = tiny.write_tar(tmp_path / "s.tar", [*members, *tiny.sample_members("good", ["x"], good)])
+    store, (record,) = extract(backbone, tmp_path / "store", [path])
+    assert (record.rows, record.errors) == (1, 1)
+    (row,) = store.errors().to_pylist()
+    assert (row["key"], row["stage"], row["error"]) == ("bomb", "decode", "ImageError")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import text_bomb
 
 from devil.errors import ConfigError, ImageError
 from devil.images import EvaluationTransform, open_image
@@ -184,3 +185,21 @@ def test_resized_keeps_the_proportions() -> None:
         resize=256, crop=(224, 224), interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3
     )
     assert (transform.resized(112).resize, transform.resized(112).crop) == (128, (112, 112))
+
+
+def test_whatever_pillow_raises_is_told_as_damage() -> None:
+    with pytest.raises(ImageError, match=r"cannot be decoded \(ValueError: .*too large"):
+        open_image(text_bomb())
+
+
+def test_a_long_picture_keeps_a_pixel_of_its_short_side() -> None:
+    transform = EvaluationTransform(
+        resize=16,
+        crop=(16, 16),
+        interpolation="bilinear",
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        border=(0, 0, 0),
+    )
+    for size in ((1000, 10), (10, 1000)):
+        assert transform(Image.new("RGB", size, "white")).sum() == 3 * 16

@@ -20,6 +20,7 @@ import timm
 import torch
 import transformers
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from devil import (
@@ -265,6 +266,15 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
     """The bytes of a picture's file."""
     stream = io.BytesIO()
     image.save(stream, kind, quality=90)
+    return stream.getvalue()
+
+
+def text_bomb() -> bytes:
+    """A PNG with a compressed text of two megabytes, which Pillow refuses with a `ValueError`."""
+    info = PngInfo()
+    info.add_text("comment", "a" * 2**21, zip=True)
+    stream = io.BytesIO()
+    Image.new("RGB", (SIDE, SIDE)).save(stream, "PNG", pnginfo=info)
     return stream.getvalue()
 
 

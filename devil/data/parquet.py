@@ -4,6 +4,7 @@ A picture is binary, or a struct with `bytes` in it; captions are a text or a li
 are cut between row groups, so that a worker reads its own rows alone.
 """
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -123,7 +124,13 @@ class ParquetFiles:
         with storage(shard.address):
             fs, path = fsspec.core.url_to_fs(shard.address)
             head = fs.cat_file(path, start=begin, end=begin + min(size, HEAD_BYTES))
-        return ShardIdentity(size, digest(head))
+        return ShardIdentity(size, digest(head + self._named()))
+
+    def _named(self) -> bytes:
+        """Columns that the user named: with others the same bytes are other rows."""
+        config = self.config
+        names = (config.key_column, config.image_column, config.caption_column)
+        return json.dumps(names).encode() if any(names) else b""
 
     def _columns(self, path: str, schema: pa.Schema) -> _Columns:
         names, config = schema.names, self.config

@@ -1,5 +1,6 @@
 """Shards, the units of work: files of a source or stretches of them, and what tells them apart."""
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -54,17 +55,24 @@ def list_files(pattern: str, suffix: str) -> list[str]:
     with storage(pattern):
         fs, path = fsspec.core.url_to_fs(pattern)
         fs.invalidate_cache()  # files may have been added since
-        if any(mark in pattern for mark in "*?["):
-            found = fs.glob(path)
-        elif fs.isdir(path):
-            found = fs.glob(f"{path.rstrip('/')}/*{suffix}")
+        if fs.isdir(path):
+            found = folder_files(fs, path, suffix)
+        elif fs.exists(path):  # also a name that looks like a pattern
+            found = [path]
         else:
-            found = [path] if fs.exists(path) else []
+            found = fs.glob(path) if any(mark in pattern for mark in "*?[") else []
     if not found:
         raise DataError(
             f"no shards at {pattern}; give a {suffix} file, a folder of them, or a glob."
         )
     return sorted(fs.unstrip_protocol(p) if "://" in pattern else p for p in found)
+
+
+def folder_files(fs: fsspec.AbstractFileSystem, folder: str, suffix: str) -> list[str]:
+    """Paths of a folder's files of one suffix; marks in the folder's name are no pattern."""
+    with contextlib.suppress(FileNotFoundError):  # an empty bucket is none for some
+        return [path for path in fs.ls(folder, detail=False) if path.endswith(suffix)]
+    return []
 
 
 def file_names(paths: Sequence[str], suffix: str) -> list[str]:

@@ -17,7 +17,7 @@ from devil.data.coco_captions import coco_rows
 from devil.data.parquet import ParquetFiles
 from devil.data.photo_rows import PhotoRows
 from devil.data.sample import Failure, Sample
-from devil.data.shard import Shard, ShardIdentity, file_identity
+from devil.data.shard import Shard, ShardIdentity, file_identity, folder_files
 from devil.data.url_list import UrlList
 from devil.data.webdataset import list_shards, read_shard, shard_names
 from devil.errors import DataError
@@ -121,7 +121,7 @@ def guessed_format(address: str) -> str:
     with storage(address):
         fs, path = fsspec.core.url_to_fs(address)
         for ending in FOLDERS:
-            if fs.isdir(path) and fs.glob(f"{path.rstrip('/')}/*{ending}"):
+            if fs.isdir(path) and folder_files(fs, path, ending):
                 return ENDINGS[ending]
         with contextlib.suppress(FileNotFoundError):
             fs.info(path)  # a bucket out of reach is no missing folder

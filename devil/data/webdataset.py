@@ -14,10 +14,11 @@ import fsspec
 from devil.data.sample import Sample, texts, unicode_text
 from devil.data.shard import file_names, list_files
 from devil.errors import DataError
-from devil.storage import is_storage_error, storage_error
+from devil.storage import is_storage_error, storage, storage_error
 
 END_MARK = 1024
 """A whole tar ends with at least two zero blocks of 512 bytes."""
+BLOCK_BYTES = 1 << 20
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -90,7 +91,8 @@ def _samples(path: str, file: Any) -> Iterator[Sample]:
             folder, _, name = member.name.rpartition("/")
             stem, _, suffix = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
-            if current is not None and key != current:
+            again = suffix.lower() in members  # the same key twice, one row behind the other
+            if current is not None and (key != current or again):
                 yield _sample(current, path, members)
                 members = {}
             current = key
@@ -101,10 +103,23 @@ def _samples(path: str, file: Any) -> Iterator[Sample]:
             members[suffix.lower()] = content
         if current is not None:
             yield _sample(current, path, members)
-    tail.read()
+        _check_nothing_follows(tar.fileobj)
     if tail.last.strip(b"\0") or len(tail.last) < END_MARK:
         # tarfile takes an archive that breaks off between members for a whole one.
         raise tarfile.ReadError("the end-of-archive mark is missing")
+
+
+def _check_nothing_follows(stream: Any) -> None:
+    """Read what is left: zeros, or members that nobody would miss.
+
+    tarfile takes a broken header for the end, and stops at the first of several archives.
+    """
+    while block := stream.read(BLOCK_BYTES):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(
+                "more follows where the archive seems to end: a header is broken, or several tars "
+                "were put together (make one of them)"
+            )
 
 
 class _Tail:
@@ -140,11 +155,13 @@ def _json(content: bytes | None) -> dict[str, Any]:
 
 def _expected(path: str) -> int | None:
     """Samples that the shard's `_stats.json` promises; None without such a file."""
-    fs, local = fsspec.core.url_to_fs(path.removesuffix(".tar") + "_stats.json")
-    if not fs.exists(local):
-        return None
+    address = path.removesuffix(".tar") + "_stats.json"
+    with storage(address):
+        fs, local = fsspec.core.url_to_fs(address)
+        if not fs.exists(local):
+            return None
+        content = fs.cat_file(local)
     try:
-        with fs.open(local, "rb") as file:
-            return int(json.load(file)["successes"])
+        return int(json.loads(content)["successes"])
     except (ValueError, KeyError, TypeError):
         return None

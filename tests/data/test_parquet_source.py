@@ -159,3 +159,14 @@ def test_a_file_system_that_fails_is_no_damage(
     monkeypatch.setattr(MemoryFile, "read", unreachable, raising=False)
     with pytest.raises(StorageError, match=r"p\.parquet cannot be used .*no answer"):
         list(source.read(shard))
+
+
+def test_other_columns_of_the_same_file_are_another_source(tmp_path: Path) -> None:
+    row = {"key": "k", "image": b"x", "caption": "one", "alt": "two"}
+    path = write(tmp_path / "p.parquet", [row])
+    identities = set()
+    for name in (None, "caption", "alt"):
+        source = open_source(path, SourceConfig(caption_column=name))
+        (shard,) = source.shards()
+        identities.add(source.identity(shard))
+    assert len(identities) == 3

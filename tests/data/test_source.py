@@ -96,3 +96,10 @@ def test_configurations_survive_json() -> None:
             FetchConfig(**{name: 0})
     with pytest.raises(ConfigError, match="retries is -1"):
         FetchConfig(retries=-1)
+
+
+@pytest.mark.parametrize("name", ["photos [2014]", "photos*", "what?"])
+def test_marks_in_a_name_that_exists_are_no_pattern(name: str, tmp_path: Path) -> None:
+    (path,) = tiny.tiny_shards(tmp_path / name, shards=1, rows=1)
+    for address in (str(tmp_path / name), path):
+        assert open_source(address).shards() == [Shard("00000", path)]

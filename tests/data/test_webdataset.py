@@ -165,3 +165,36 @@ def test_other_file_systems(tmp_path: Path) -> None:
     (path,) = list_shards("memory://webdataset-test")
     assert path.startswith("memory://")
     assert [s.key for s in read(path)] == [s.key for s in read(local)]
+
+
+def test_a_row_that_comes_twice_is_two_rows(tmp_path: Path) -> None:
+    rows = [("a", b"1"), ("a", b"2"), ("b", b"3")]
+    members = [entry for key, image in rows for entry in tiny.sample_members(key, ["x"], image)]
+    samples = read(tiny.write_tar(tmp_path / "s.tar", members))
+    assert [(s.key, s.image) for s in samples] == rows
+
+
+def test_a_broken_header_is_not_taken_for_the_end(tmp_path: Path) -> None:
+    path = Path(shard(tmp_path, rows=4))
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[6].offset
+    content = bytearray(path.read_bytes())
+    content[third + 10] ^= 0xFF  # in the name, so that the checksum is wrong
+    path.write_bytes(content)
+    samples, message = read_until_error(str(path))
+    assert len(samples) == 2
+    assert "is damaged after 2 samples" in message and "a header is broken" in message
+
+
+def test_tars_that_were_put_together_are_noticed(tmp_path: Path) -> None:
+    one, two = (Path(shard(tmp_path / name, rows=2)) for name in "ab")
+    for end in (len(one.read_bytes()), len(one.read_bytes().rstrip(b"\0")) // 512 * 512 + 1536):
+        (tmp_path / "both.tar").write_bytes(one.read_bytes()[:end] + two.read_bytes())
+        samples, message = read_until_error(str(tmp_path / "both.tar"))
+        assert len(samples) == 2 and "several tars were put together" in message
+
+
+def test_a_tar_in_a_tar_is_a_row_without_a_picture(tmp_path: Path) -> None:
+    inner = Path(shard(tmp_path)).read_bytes()
+    (sample,) = read(tiny.write_tar(tmp_path / "outer.tar", [("inner.tar", inner)]))
+    assert (sample.key, sample.image, sample.captions) == ("inner", None, ())
