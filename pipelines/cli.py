@@ -1,13 +1,13 @@
 """What every script shares: flags made from a dataclass, logging, errors without a traceback."""
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+from devil.cli import exit_on_error, start_logging
 from devil.errors import DevilError
 
 Options = TypeVar("Options")
@@ -29,17 +29,8 @@ def run_script(
         arguments: the command line; None: the script's own.
     """
     parsed = tyro.cli(options, description=description, args=arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    for noisy in ("httpx", "timm", "open_clip", "jax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    try:
-        main(parsed)
-    except Exception as error:
-        ours = devil_error(error)
-        if ours is None:
-            raise
-        print(f"error: {ours}", file=sys.stderr)
-        sys.exit(1)
+    start_logging(logging.INFO)
+    exit_on_error(lambda: main(parsed), devil_error)
 
 
 def absolute(address: str) -> str:
