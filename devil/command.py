@@ -15,12 +15,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from devil.cli import exit_on_error, start_logging
-from devil.client import Client, ServedModel
+from devil.client import Client, RetryConfig, ServedModel
 from devil.client.documents import ServedLayer
 from devil.client.service import TIMEOUT_SECONDS
 from devil.config import DecodingConfig
@@ -29,6 +29,9 @@ from devil.explanation import Explanation
 from devil.report.table import ReportTable
 from devil.report.text import explanation_text
 from devil.storage import storage
+
+if TYPE_CHECKING:
+    from devil.model import DeViL
 
 MODEL = "runs/demo/model"
 INTERRUPTED = 130
@@ -57,6 +60,8 @@ class Asked:
     """Here: folder or hub id; by default runs/demo/model. With --server: a model's id."""
     timeout: float = TIMEOUT_SECONDS
     """Longest wait for an answer of the service, in seconds."""
+    tries: int = 8
+    """How often a request is sent to the service before it is given up."""
 
     def options(self) -> dict[str, Any]:
         """What the library and the service call alike."""
@@ -125,6 +130,8 @@ class Models:
     """Without --server: folder or hub id."""
     timeout: float = TIMEOUT_SECONDS
     """Longest wait for an answer of the service, in seconds."""
+    tries: int = 8
+    """How often a request is sent to the service before it is given up."""
 
 
 Command = (
@@ -144,6 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     start_logging(logging.WARNING)
+    logging.getLogger("devil.client").setLevel(logging.INFO)  # why it waits
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack the shades
     run = {Explain: explain, Audit: audit, Models: models}[type(parsed)]
@@ -151,6 +159,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         exit_on_error(lambda: run(parsed))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def connected(options: Explain | Audit | Models) -> Client:
+    """The client of a service."""
+    assert options.server is not None
+    retry = RetryConfig(tries=options.tries)
+    return Client(options.server, timeout=options.timeout, retry=retry)
+
+
+def loaded(name: str, **options: Any) -> "DeViL":
+    """A model that is loaded here, without the bars of the libraries."""
+    import transformers.utils.logging
+
+    from devil.model import DeViL
+
+    transformers.utils.logging.disable_progress_bar()
+    return DeViL.from_pretrained(name, **options)
 
 
 def explain(options: Explain) -> None:
@@ -172,7 +197,7 @@ def explained(options: Explain) -> Explanation:
     if options.grid or not options.points:
         asked["dense"] = options.grid
     if options.server is not None:
-        with Client(options.server, timeout=options.timeout) as client:
+        with connected(options) as client:
             return client.explain(
                 options.image,
                 model=options.model,
@@ -180,9 +205,7 @@ def explained(options: Explain) -> Explanation:
                 keep=False,
                 **asked,
             )
-    from devil.model import DeViL
-
-    model = DeViL.from_pretrained(options.model or MODEL, device=options.device)
+    model = loaded(options.model or MODEL, device=options.device)
     decoding = DecodingConfig(max_new_tokens=options.max_new_tokens)
     return model.explain(options.image, decoding=decoding, **asked)
 
@@ -191,7 +214,7 @@ def audit(options: Audit) -> None:
     """Start an audit, or find it again; wait, and fetch its results."""
     if (options.id is None) == (options.images is None):
         raise ConfigError("give either a folder or archive of pictures, or --id.")
-    with Client(options.server, timeout=options.timeout) as client:
+    with connected(options) as client:
         if options.id is not None:
             found = client.audits
             id = (found.resume if options.resume else found.status)(options.id).id
@@ -205,8 +228,8 @@ def audit(options: Audit) -> None:
             raise
         if ended.state != "finished":
             raise ServiceError(
-                f"audit {id} is {ended.state}: {ended.problem or 'no reason is given'}. To let it "
-                f"go on: {again} --resume"
+                f"audit {id} ended as {ended.state}: {ended.problem or 'no reason is given'}. "
+                f"To let it go on: {again} --resume"
             )
         report = client.audits.results(id, options.output)
     print(f"{ended.progress.explained} pictures explained, {ended.progress.failed} failed")
@@ -235,7 +258,7 @@ def started(client: Client, options: Audit) -> str:
 def models(options: Models) -> None:
     """Print a table of models."""
     if options.server is not None:
-        with Client(options.server, timeout=options.timeout) as client:
+        with connected(options) as client:
             found, place = client.models(), options.server
     else:
         found, place = [described(options.model)], options.model
@@ -253,9 +276,7 @@ def _layer(layer: ServedLayer) -> str:
 
 def described(name: str) -> ServedModel:
     """A model that lies here, as a service would describe it."""
-    from devil.model import DeViL
-
-    model = DeViL.from_pretrained(name, load_backbone=False)
+    model = loaded(name, load_backbone=False)
     language_model = model.language_model.config.name
     return ServedModel(
         id=model.name,

@@ -11,6 +11,8 @@ from unittest.mock import patch
 
 import pytest
 
+import devil.command
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 RESULT_KEYS = {
@@ -39,8 +41,13 @@ def run(command: str, folder: Path) -> None:
 
     In this process: a new one would load torch and start Ray for every command.
     """
-    python, script, *arguments = shlex.split(command)
-    assert python == "python", command
+    program, *arguments = shlex.split(command)
+    if program == "devil":
+        with contextlib.chdir(folder):
+            devil.command.main(arguments)
+        return
+    assert program == "python", command
+    script, *arguments = arguments
     with contextlib.chdir(folder), patch.object(sys, "argv", [script, *arguments]):
         try:
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -81,7 +88,7 @@ def test_the_python_example(demo: Path) -> None:
 
 def test_the_shell_examples(demo: Path) -> None:
     blocks = offline_blocks()
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         for command in block.replace("\\\n", " ").strip().splitlines():
             run(command, demo)

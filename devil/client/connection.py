@@ -4,6 +4,7 @@ The key stands in a header and nowhere else: addresses that hold a password are 
 answer that repeats the key is not repeated in an error.
 """
 
+import logging
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,8 @@ PROBLEM_BYTES = 65_536
 """Read of an answer that is no success."""
 
 Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 
 def http_arguments(address: str, key: str | None, timeout: float) -> dict[str, Any]:
@@ -113,6 +116,7 @@ class Connection:
                 if call.gone and tries.made and failed.error.status == 404:
                     return None
                 wait = tries.wait_after(failed, call)
+                told(failed, wait)
             await self.transport.sleep(wait)
 
     async def document(self, call: Call, read: Callable[[Any], Result]) -> Result:
@@ -140,6 +144,11 @@ class Connection:
 
         await self.ask(call, write)
         return Path(path)
+
+
+def told(failed: Failed, wait: float) -> None:
+    """Log that a request is sent again."""
+    logger.info("%s Again in %.1f s.", failed.error, wait)
 
 
 async def whole(answer: Answer) -> bytes:

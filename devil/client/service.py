@@ -24,7 +24,7 @@ from devil.client.calls import (
     read_explanation,
     read_picture,
 )
-from devil.client.connection import Connection, http_arguments, lines, whole
+from devil.client.connection import Connection, http_arguments, lines, told, whole
 from devil.client.documents import Outcome, ServedModel, read_model, read_models, read_outcome
 from devil.client.options import (
     CaptionOptions,
@@ -141,6 +141,7 @@ class Service:
                 wait = tries.wait_after(_incomplete(), call) if waiting else 0.0
             except Failed as failed:
                 wait = tries.wait_after(failed, call)
+                told(failed, wait)
             except ServiceError:
                 if postponed.keys() != waiting.keys():
                     raise

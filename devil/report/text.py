@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from devil.explanation import Caption, Explanation, LayerExplanation
-from devil.report.heatmap import normalise, scale_of
+from devil.report.heatmap import nats, normalise, scale_of
 from devil.report.table import Cell, ReportTable
 
 SHADES = "·░▒▓█"
@@ -91,7 +91,7 @@ def _told(layer: LayerExplanation) -> Iterator[tuple[int, int, Caption | None, s
             caption = layer.captions[row][column] if layer.captions else None
             words = (layer.words[row][column] if layer.words else None) or ()
             if caption or words:
-                listed = (f"{printable(word)} {score:.2f}" for word, score in words[:WORDS])
+                listed = (f"{printable(word)} {nats(score)}" for word, score in words[:WORDS])
                 yield row, column, caption, ", ".join(listed)
 
 
