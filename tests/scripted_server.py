@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -31,6 +32,18 @@ class Asked(NamedTuple):
     body: bytes
 
 
+MODEL = {
+    "id": "a/b",
+    "version": "01",
+    "backbone": "timm:x",
+    "language_model": "y",
+    "layers": [{"name": "layer4", "channels": 8, "grid": [2, 3]}],
+    "scores": {"cider": 0.3},
+    "default": True,
+    "later": 1,
+}
+"""As a list of models describes one, and a key of a later version."""
+
 Script = Sequence[Reply] | Callable[[Asked], Reply]
 
 
@@ -47,6 +60,9 @@ class Server(ThreadingHTTPServer):
     def address(self) -> str:
         """Where it answers."""
         return f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients go when they want to."""
 
     def reply(self, asked: Asked) -> Reply:
         """What comes next; beyond the script's end an error that clients do not repeat."""
@@ -138,3 +154,29 @@ def small_explanation(size: tuple[int, int], text: str = "a dog") -> Explanation
         model="tiny",
         version="0123",
     )
+
+
+def form(asked: Asked) -> Mapping[str, list[bytes]]:
+    """Fields of a multipart request."""
+    head = f"Content-Type: {asked.headers['content-type']}\r\n\r\n".encode()
+    found: dict[str, list[bytes]] = {}
+    for part in BytesParser().parsebytes(head + asked.body).get_payload():
+        name = part.get_param("name", header="content-disposition")
+        found.setdefault(name, []).append(part.get_payload(decode=True))
+    return found
+
+
+def audit(state: str = "queued", **values: Any) -> dict[str, Any]:
+    """The document of an audit."""
+    return {"id": "a1", "state": state, "progress": {"pictures": 4}, **values}
+
+
+def finished(**results: Any) -> Reply:
+    """An audit with results."""
+    files = "/v1/audits/a1/files/"
+    found = {
+        "report": files + "index.html",
+        "parts": [files + "part-0.parquet"],
+        "errors": [files + "errors/part-0.parquet"],
+    }
+    return document(audit("finished", results={**found, **results}))

@@ -13,17 +13,20 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from email.parser import BytesParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from scripted_server import (
+    MODEL,
     Asked,
     Reply,
+    audit,
     document,
+    finished,
+    form,
     lines,
     problem,
     scripted,
@@ -54,16 +57,6 @@ def file(image: Image.Image, kind: str = "PNG") -> bytes:
 
 def explained(width: int = 8, **headers: str) -> Reply:
     return document(small_explanation((width, 6)).to_dict(), **headers)
-
-
-def form(asked: Asked) -> Mapping[str, list[bytes]]:
-    """Fields of a multipart request."""
-    head = f"Content-Type: {asked.headers['content-type']}\r\n\r\n".encode()
-    found: dict[str, list[bytes]] = {}
-    for part in BytesParser().parsebytes(head + asked.body).get_payload():
-        name = part.get_param("name", header="content-disposition")
-        found.setdefault(name, []).append(part.get_payload(decode=True))
-    return found
 
 
 def both(address: str, call: Callable[[Any], Any], **options: Any) -> tuple[Any, Any]:
@@ -434,18 +427,6 @@ def test_lines_that_say_nothing_of_a_picture_are_refused(body: bytes) -> None:
             assert isinstance(found, ServiceError), found
 
 
-MODEL = {
-    "id": "a/b",
-    "version": "01",
-    "backbone": "timm:x",
-    "language_model": "y",
-    "layers": [{"name": "layer4", "channels": 8, "grid": [2, 3]}],
-    "scores": {"cider": 0.3},
-    "default": True,
-    "later": 1,
-}
-
-
 def test_models() -> None:
     with scripted([document({"models": [MODEL]}), document(MODEL)]) as server:
         with Client(server.address + "/below/") as client:
@@ -477,10 +458,6 @@ def test_kept_explanations(tmp_path: Path) -> None:
         "/v1/explanations/e1.png",
         "/v1/explanations/e1.html",
     ]
-
-
-def audit(state: str = "queued", **values: Any) -> dict[str, Any]:
-    return {"id": "a1", "state": state, "progress": {"pictures": 4}, **values}
 
 
 STARTS = {
@@ -591,6 +568,8 @@ def test_an_audit_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
         document({"id": "a1", "state": "queued", "progress": {"pictures": None}}),
         problem(503),
         document(audit("running", progress=progress)),
+        document(audit("stopped")),  # the service starts again
+        document(audit("running", progress=progress)),
         document(audit("failed", problem="the model is gone")),
     ]
     with scripted(script * 2) as server:
@@ -600,14 +579,11 @@ def test_an_audit_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "32/40" in shown and "running, 2 failed" in shown
 
 
-def finished(**results: Any) -> Reply:
-    files = "/v1/audits/a1/files/"
-    found = {
-        "report": files + "index.html",
-        "parts": [files + "part-0.parquet"],
-        "errors": [files + "errors/part-0.parquet"],
-    }
-    return document(audit("finished", results={**found, **results}))
+def test_an_audit_that_stays_stopped_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devil.client.audits.RESTART_SECONDS", 0.025)
+    with scripted([document(audit("stopped"))] * 3) as server, Client(server.address) as client:
+        found = client.audits.wait("a1", bar=False, poll_seconds=0.01)
+    assert found.state == "stopped" and len(server.asked) == 3
 
 
 def test_results_are_fetched_whole_and_go_on(tmp_path: Path) -> None:

@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_server import Asked, Reply, document, problem, scripted, small_explanation
-from test_client import MODEL, audit, finished, form
+from scripted_server import (
+    MODEL,
+    Asked,
+    Reply,
+    audit,
+    document,
+    finished,
+    form,
+    problem,
+    scripted,
+    small_explanation,
+)
 from tiny import encoded, picture, tiny_model
 
 from devil import DecodingConfig, DeViL

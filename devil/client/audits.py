@@ -23,6 +23,9 @@ from devil.files import write_json
 from devil.storage import storage
 
 POLL_SECONDS = 2.0
+STOPPED = "stopped"
+RESTART_SECONDS = 60.0
+"""An audit is stopped while its service starts again, and goes on by itself soon after."""
 RECORD = "served_audit.json"
 """In the folder of the results: whose they are."""
 FILE_NAME = re.compile(r"(errors/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -70,11 +73,13 @@ class AsyncAudits:
 
     async def wait(self, id: str, *, bar: bool = True, poll_seconds: float = POLL_SECONDS) -> Audit:
         """See `Audits.wait`."""
+        stopped = 0
         with ProgressBar(id, shown=bar) as progress:
             while True:
                 audit = await self.status(id)
                 progress.show(audit)
-                if audit.ended:
+                stopped = stopped + 1 if audit.state == STOPPED else 0
+                if audit.ended and (not stopped or stopped * poll_seconds > RESTART_SECONDS):
                     return audit
                 await self._connection.transport.sleep(poll_seconds)
 

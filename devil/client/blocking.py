@@ -175,6 +175,9 @@ class Audits:
     def wait(self, id: str, *, bar: bool = True, poll_seconds: float = POLL_SECONDS) -> Audit:
         """An audit when it has ended, well or not.
 
+        One that is stopped may go on by itself when its service has started again, so it is waited
+        for a minute longer.
+
         Args:
             id: of the audit.
             bar: show a progress bar.

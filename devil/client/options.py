@@ -10,49 +10,49 @@ from typing import Any, Literal, TypedDict
 from devil.errors import DataError, LayerError
 
 
-class ModelOptions(TypedDict, total=False):
+class ReadingOptions(TypedDict, total=False):
     """What every request can say."""
 
     model: str | None
     """Id as `models()` lists them; None: the service's first."""
     layers: Sequence[str] | str | None
     """Names, and `all` for all at once; None: each layer and `all`."""
+    calibration: Literal["none", "pmi", "mean", "contrast"]
+    """What is taken out of the queries' log-probabilities, and out of those of words."""
+    prompt: str
+    """Text that queries and words are conditioned on, not scored."""
     smoothing: int
     """Odd kernel of the average pooling before a location is read; 1 is none."""
 
 
-class CaptionOptions(ModelOptions, total=False):
+class SaliencyOptions(ReadingOptions, total=False):
+    """What can be asked of maps."""
+
+    keep: bool
+    """Let the service keep the explanation under its `id`, as it does by default."""
+
+
+class CaptionOptions(SaliencyOptions, total=False):
     """What can be asked of captions."""
 
-    dense: bool
-    """Write a caption for every location; by default where no points are given."""
+    dense: bool | None
+    """Tell of every location; by default where no points are given."""
     points: Sequence[tuple[float, float]]
-    """(x, y) as fractions of the picture, from the left and from the top: captions of these."""
+    """Tell of the locations that cover these: (x, y) as fractions from the left and the top."""
     words: int
-    """How many of the likeliest words of each location that gets a caption."""
+    """How many of the likeliest words of each such location, besides its caption."""
     max_new_tokens: int
     """Longest caption, in tokens."""
 
 
-class SaliencyOptions(ModelOptions, total=False):
-    """What can be asked of maps."""
-
-    calibration: Literal["none", "pmi", "mean", "contrast"]
-    """What is taken out of the queries' log-probabilities."""
-    prompt: str
-    """Text that queries are conditioned on, not scored."""
-
-
-class ExplainOptions(CaptionOptions, SaliencyOptions, total=False):
+class ExplainOptions(CaptionOptions, total=False):
     """What can be asked of an explanation."""
 
     queries: Sequence[str] | str
     """Words or phrases; each gets a map per layer."""
-    keep: bool
-    """Let the service keep it under its `id`."""
 
 
-class AuditOptions(SaliencyOptions, total=False):
+class AuditOptions(ReadingOptions, total=False):
     """What can be asked of an audit."""
 
     queries: Sequence[str] | str
