@@ -6,12 +6,11 @@ appears whole or not at all, its footer says which files it was made from, and w
 explained stands in `errors` with its reason.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -19,13 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from devil.audit_parts import Part, read_part
 from devil.config import DecodingConfig
 from devil.data.pictures import Failure, Picture, Unit, pictures
+from devil.data.sample import unicode_text
 from devil.decoding import greedy_captions
 from devil.describing import explain_images
-from devil.errors import ConfigError, DataError
+from devil.errors import ConfigError
 from devil.explanation import Caption, Explanation, LayerExplanation
-from devil.features import ERROR_SCHEMA, METADATA, renamed
+from devil.features import ERROR_SCHEMA, renamed
 from devil.model import DeViL
 from devil.pooling import smooth
 from devil.saliency import Calibration, check_calibration, tokenize_queries
@@ -54,15 +55,6 @@ SCHEMA = pa.schema(
 )
 
 
-class Part(NamedTuple):
-    """What a finished unit's part says of itself."""
-
-    files: tuple[str, ...]
-    """`files` of the unit."""
-    errors: int
-    """Pictures that could not be explained."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig:
     """What is asked of each picture."""
@@ -83,39 +75,6 @@ class AuditConfig:
     """Pictures explained at once."""
 
 
-def finished_parts(output: str) -> dict[str, Part]:
-    """The parts in a folder, by the names of their units; none where there is no such folder.
-
-    Raises:
-        DataError: a file is corrupt, or no part of an audit.
-    """
-    fs, path = fsspec.core.url_to_fs(output.rstrip("/"))
-    fs.invalidate_cache()
-    names = fs.ls(path, detail=False) if fs.isdir(path) else []
-    found = {name.rpartition("/")[2]: name for name in sorted(names)}
-    return {
-        name.removeprefix("part-").removesuffix(".parquet"): read_part(fs, address)
-        for name, address in found.items()
-        if name.startswith("part-") and name.endswith(".parquet")
-    }
-
-
-def read_part(fs: fsspec.AbstractFileSystem, name: str) -> Part:
-    """A part's footer.
-
-    Raises:
-        DataError: the file is corrupt, or no part of an audit.
-    """
-    try:
-        with fs.open(name, "rb") as file:
-            values = json.loads(pq.read_schema(file).metadata[METADATA])
-        return Part(tuple(values["files"]), values["errors"])
-    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
-        raise DataError(
-            f"{name} is corrupt, or no part of an audit ({error!r}); remove it."
-        ) from error
-
-
 class Auditor:
     """Explains units into Parquet parts; callable and testable without a cluster."""
 
@@ -125,9 +84,23 @@ class Auditor:
         output: str,
         config: AuditConfig,
         decoding: DecodingConfig | None = None,
+        *,
+        inside: str | None = None,
+        whole_paths: bool = True,
     ) -> None:
-        """Take a loaded model and the folder of the parts, which must exist."""
+        """Take a loaded model and the folder of the parts, which must exist.
+
+        Args:
+            model: explains.
+            output: folder of the parts.
+            config: what is asked.
+            decoding: of captions.
+            inside: local folder, without links, that pictures must really lie in; those that links
+                lead elsewhere are errors.
+            whole_paths: write sources as whole paths, or else below the folder that was asked for.
+        """
         self.model, self.config, self.decoding = model, config, decoding
+        self.inside, self.whole_paths = inside, whole_paths
         self.fs, self.path = fsspec.core.url_to_fs(output.rstrip("/"))
 
     def __call__(self, unit: Unit) -> dict[str, Any]:
@@ -138,29 +111,38 @@ class Auditor:
             if found.files == unit.files:
                 return {"unit": unit.name, "errors": found.errors, "skipped": True}
         tables, failures = [explanations_table([])], []
-        explained = self._readable(unit, failures)
-        while batch := list(islice(explained, self.config.batch_size)):
-            sources = [picture.source for picture in batch]
+        names = {} if self.whole_paths else _names(unit)
+        explained, readable = 0, self._readable(unit, failures, names)
+        while batch := list(islice(readable, self.config.batch_size)):
+            sources = [names.get(picture.source, picture.source) for picture in batch]
             tables.append(explanations_table(self._explain(batch), sources))
+            explained += len(batch)
         with renamed(self.fs, f"{self.path}/errors/part-{unit.name}.parquet") as name:
             rows = [failure._asdict() for failure in failures]
             self._write(name, pa.Table.from_pylist(rows, schema=ERROR_SCHEMA))
-        footer = json.dumps(Part(unit.files, len(failures))._asdict())
+        reasons = Counter(f"{failure.stage} {failure.error}" for failure in failures)
+        footer = Part(unit.files, explained, len(failures), reasons).metadata()
         with renamed(self.fs, part) as name:
-            self._write(name, pa.concat_tables(tables).replace_schema_metadata({METADATA: footer}))
+            self._write(name, pa.concat_tables(tables).replace_schema_metadata(footer))
         return {"unit": unit.name, "errors": len(failures), "skipped": False}
 
     def _write(self, name: str, table: pa.Table) -> None:
         with self.fs.open(name, "wb") as file:
             pq.write_table(table, file, compression="zstd")
 
-    def _readable(self, unit: Unit, failures: list[Failure]) -> Iterator[Picture]:
-        """Pictures that can be read; the others go to `failures`."""
-        for picture in pictures(unit):
-            if isinstance(picture, Failure):
-                failures.append(picture)
-            else:
+    def _readable(
+        self, unit: Unit, failures: list[Failure], names: Mapping[str, str]
+    ) -> Iterator[Picture]:
+        """Pictures that can be read; the others go to `failures`, under other names for paths."""
+        for picture in pictures(unit, inside=self.inside):
+            if isinstance(picture, Picture):
                 yield picture
+                continue
+            message = picture.message
+            for path, name in names.items():
+                message = message.replace(path, name)
+            source = names.get(picture.source, picture.source)
+            failures.append(picture._replace(source=source, message=message))
 
     def _explain(self, batch: Sequence[Picture]) -> list[Explanation]:
         config = self.config
@@ -176,6 +158,11 @@ class Auditor:
             smoothing=config.smoothing,
             decoding=self.decoding,
         )
+
+
+def _names(unit: Unit) -> dict[str, str]:
+    """A unit's paths as they were asked for, by the whole ones."""
+    return dict(zip(map(unicode_text, unit.paths), unit.files, strict=True))
 
 
 def explanations_table(

@@ -20,17 +20,13 @@ import pyarrow.parquet as pq
 import tyro
 from tqdm import tqdm
 
-from devil.audit import (
-    AuditConfig,
-    Auditor,
-    Part,
-    check_request,
-    finished_parts,
-    table_explanations,
-)
+from devil.audit import AuditConfig, Auditor, check_request, table_explanations
+from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
 from devil.data.pictures import Picture, Unit, list_units, pictures
+from devil.data.webdataset import expected_samples
 from devil.explanation import Explanation
+from devil.files import write_json
 from devil.model import DeViL
 from devil.report.page import write_report
 from pipelines.cli import absolute, run_script
@@ -39,8 +35,8 @@ from pipelines.runs import claim_run
 
 logger = logging.getLogger("audit")
 
-RUN = "audit.json"
-FORMAT_VERSION = 2
+RUN, PLAN = "audit.json", "plan.json"
+FORMAT_VERSION = 3
 """Of the parts; an audit does not go on with those of another."""
 
 
@@ -61,17 +57,29 @@ class AuditOptions:
     """Pictures shown in the report, the first ones."""
     title: str = "DeViL audit"
     """Title of the report."""
+    inside: str | None = None
+    """Local folder that pictures must really lie in; those that links lead elsewhere are errors."""
+    whole_paths: bool = True
+    """Write whole paths into the tables; else those below the folder of `images`."""
 
 
 class AuditWorker:
     """One actor's model."""
 
     def __init__(
-        self, model: str, output: str, config: AuditConfig, decoding: DecodingConfig
+        self,
+        model: str,
+        output: str,
+        config: AuditConfig,
+        decoding: DecodingConfig,
+        inside: str | None,
+        whole_paths: bool,
     ) -> None:
         device = own_device()
         loaded = DeViL.from_pretrained(model, device=device)
-        self.auditor = Auditor(loaded, output, config, decoding)
+        self.auditor = Auditor(
+            loaded, output, config, decoding, inside=inside, whole_paths=whole_paths
+        )
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Explain one unit, given as JSON (Ray Data's columns hold no tuples)."""
@@ -99,11 +107,15 @@ def audit(options: AuditOptions) -> Path:
     (output / "errors").mkdir(exist_ok=True)
     parts = finished_parts(str(output))
     units = _units(options.images, parts)
+    write_json(output / PLAN, {"pictures": _known_pictures(units, parts), "units": len(units)})
     _explain([unit for unit in units if not _is_done(unit, parts)], options)
     parts = finished_parts(str(output))
-    failed = sum(part.errors for part in parts.values())
+    counts = count(parts.values())
+    reasons = "".join(f"; {number} {reason}" for reason, number in counts.failures.items())
     notes = [
-        f"Model {model_name}, version {version}. {failed} pictures could not be read.",
+        f"Model {model_name}, version {version}.",
+        f"{counts.explained} pictures are explained, {counts.failed} pictures could not be read"
+        f"{reasons}.",
         *_gone(units, parts),
     ]
     for note in notes:
@@ -119,7 +131,7 @@ def audited(options: AuditOptions) -> Iterator[Explanation]:
     """The first `report_images` explanations of a finished audit, with their pictures."""
     parts = finished_parts(options.output)
     units = [unit for unit in _units(options.images, parts) if _is_done(unit, parts)]
-    yield from _first(units, Path(options.output), options.report_images)
+    yield from _first(units, Path(options.output), options.report_images, options.inside)
 
 
 def _units(images: str, parts: Mapping[str, Part]) -> list[Unit]:
@@ -131,6 +143,20 @@ def _is_done(unit: Unit, parts: Mapping[str, Part]) -> bool:
     return part is not None and set(unit.files) <= set(part.files)
 
 
+def _known_pictures(units: list[Unit], parts: Mapping[str, Part]) -> int | None:
+    """How many pictures there are, those of earlier runs included; None: a shard does not say."""
+    left = {unit.name: unit for unit in units if not _is_done(unit, parts)}
+    done = count(part for name, part in parts.items() if name not in left)
+    total = done.explained + done.failed
+    for unit in left.values():
+        shard = unit.paths[0].endswith(".tar")
+        expected = expected_samples(unit.paths[0]) if shard else len(unit.files)
+        if expected is None:
+            return None
+        total += expected
+    return total
+
+
 def _explain(units: list[Unit], options: AuditOptions) -> None:
     """Have the units explained into their parts."""
     if not units:
@@ -140,6 +166,8 @@ def _explain(units: list[Unit], options: AuditOptions) -> None:
         "output": absolute(options.output),
         "config": options.audit,
         "decoding": options.decoding,
+        "inside": options.inside,
+        "whole_paths": options.whole_paths,
     }
     failed = 0
     with tqdm(total=len(units), unit="unit", desc="audit", mininterval=1) as bar:
@@ -175,12 +203,13 @@ def _run_description(options: AuditOptions, version: str) -> dict[str, Any]:
         "images": absolute(options.images),
         "audit": asdict(replace(options.audit, batch_size=1)),
         "max_new_tokens": options.decoding.max_new_tokens,
+        "whole_paths": options.whole_paths,
     }
 
 
-def _first(units: list[Unit], output: Path, count: int) -> Iterator[Explanation]:
+def _first(units: list[Unit], output: Path, most: int, inside: str | None) -> Iterator[Explanation]:
     """The first explanations, with their pictures opened again."""
-    left = count
+    left = most
     for unit in units:
         if not left:
             return
@@ -188,7 +217,7 @@ def _first(units: list[Unit], output: Path, count: int) -> Iterator[Explanation]
         with fsspec.open(str(output / f"part-{unit.name}.parquet"), "rb") as file:
             for explanation in table_explanations(pq.read_table(file)):
                 waiting.setdefault(explanation.source, deque()).append(explanation)
-        for picture in pictures(unit):
+        for picture in pictures(unit, inside=inside):
             if left and isinstance(picture, Picture) and waiting.get(picture.key):
                 left -= 1
                 yield replace(waiting[picture.key].popleft(), image=picture.image)

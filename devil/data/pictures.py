@@ -13,6 +13,7 @@ from PIL import Image
 from devil.data.sample import Failure, unicode_text
 from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, shard_names
 from devil.errors import DataError, ImageError
+from devil.files import really_inside
 from devil.images import open_image
 
 WILDCARDS = "*?["
@@ -110,10 +111,18 @@ def _below(paths: Sequence[str], root: str) -> dict[str, str]:
     return {unicode_text(path.removeprefix(root)): path for path in paths}
 
 
-def pictures(unit: Unit) -> Iterator[Picture | Failure]:
-    """A unit's pictures, decoded, in order; what cannot be read or decoded says why."""
+def pictures(unit: Unit, *, inside: str | None = None) -> Iterator[Picture | Failure]:
+    """A unit's pictures, decoded, in order; what cannot be read or decoded says why.
+
+    Args:
+        unit: of `list_units`.
+        inside: local folder, without links, that files must really lie in; others are not opened.
+    """
     for path, file in zip(unit.paths, unit.files, strict=True):
-        if path.endswith(".tar"):
+        if inside is not None and not really_inside(path, inside):
+            error = DataError("a link leads out of the folder that may be read")
+            yield Failure.of(file, path, "read", error)
+        elif path.endswith(".tar"):
             yield from _of_shard(path)
         else:
             yield _of_file(path, file)

@@ -69,7 +69,7 @@ def read_shard(path: str) -> Iterator[Sample]:
             f"shard {path} is damaged after {count} samples ({type(error).__name__}: {error}); "
             "fetch it again."
         ) from error
-    expected = _expected(path)
+    expected = expected_samples(path)
     if expected is not None and count < expected:
         raise DataError(
             f"shard {path} holds {count} samples, its statistics file says {expected}: it is "
@@ -153,7 +153,7 @@ def _json(content: bytes | None) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _expected(path: str) -> int | None:
+def expected_samples(path: str) -> int | None:
     """Samples that the shard's `_stats.json` promises; None without such a file."""
     address = path.removesuffix(".tar") + "_stats.json"
     with storage(address):

@@ -1,6 +1,7 @@
 """The audit through real Ray: a table of explanations, errors, and the report."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -8,21 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import picture, tiny_model
+from tiny import picture, tiny_model, tiny_shards
 
 from devil.audit import (
     AuditConfig,
     Auditor,
     explanations_table,
-    finished_parts,
     table_explanations,
 )
+from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
 from devil.data.pictures import Failure, Picture, list_units, pictures
 from devil.errors import ConfigError, DataError, LayerError, QueryError
 from devil.images import open_image
 from devil.model import DeViL
-from pipelines.audit import RUN, AuditOptions, audit, audited
+from pipelines.audit import PLAN, RUN, AuditOptions, audit, audited
 from pipelines.pool import PoolConfig
 from pipelines.runs import claim_run
 
@@ -88,6 +89,11 @@ def test_audit_equals_explain_and_accounts_for_every_picture(
             for query, grid in ours.saliency.items():
                 assert grid == pytest.approx(theirs.saliency[query], abs=1e-4)
         assert key in html
+    reasons = {"decode ImageError": 1, "read FileNotFoundError": 1}
+    (part,) = finished_parts(str(tmp_path / "report")).values()
+    assert sorted(part.files) == sorted([*found, "broken.jpg", "dangling.jpg"])
+    assert part[1:] == (4, 2, reasons)
+    assert json.loads((tmp_path / "report" / PLAN).read_text()) == {"pictures": 6, "units": 1}
     shown = list(audited(options(model_folder, tmp_path)))
     assert sorted(e.source or "" for e in shown) == sorted(found)
     for explanation in shown:
@@ -118,6 +124,54 @@ def test_the_same_command_counts_old_errors_and_explains_what_is_new(
         "00000": ("0.png", "1.png", "broken.jpg"),
         "00001": ("0-added.png",),
     }
+
+
+def test_counts_are_sums_over_parts() -> None:
+    parts = [
+        Part(("a", "b"), 1, 1, {"read E": 1}),
+        Part(("c",), 0, 3, {"decode E": 2, "read E": 1}),
+    ]
+    assert count(parts) == (1, 4, {"read E": 2, "decode E": 2})
+    assert count([]) == (0, 0, {})
+
+
+def test_pictures_outside_of_the_folder_are_errors_and_paths_stay_short(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    photos(tmp_path, 2)
+    root = tmp_path / "photos"
+    picture(CAPTION).save(tmp_path / "secret.png")
+    (root / "inner.png").symlink_to(root / "1.png")
+    (root / "out.png").symlink_to(tmp_path / "secret.png")
+    (root / "nowhere.png").symlink_to(root / "missing.png")
+    request = options(model_folder, tmp_path, inside=str(root), whole_paths=False)
+    page = audit(request).read_text()
+    assert "3 pictures are explained, 2 pictures could not be read" in page
+    table = pq.read_table(tmp_path / "report" / "part-00000.parquet").to_pylist()
+    assert {row["source"] for row in table} == {"0.png", "1.png", "inner.png"}
+    errors = pq.read_table(tmp_path / "report" / "errors" / "part-00000.parquet").to_pylist()
+    found = {row["key"]: row for row in errors}
+    assert "leads out" in found["out.png"]["message"]
+    assert found["nowhere.png"]["error"] == "FileNotFoundError"
+    assert str(tmp_path) not in str(errors) and str(tmp_path) not in page
+    assert [e.source for e in audited(request)] == ["0.png", "1.png", "inner.png"]
+    with pytest.raises(ConfigError, match="another whole_paths"):
+        audit(options(model_folder, tmp_path))
+
+
+def test_shards_that_say_how_much_they_hold_are_counted_before(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    shards = tiny_shards(tmp_path / "photos", shards=2, rows=2)
+    brief = AuditConfig(dense=False, layers=("all",))
+    request = options(model_folder, tmp_path, audit=brief)
+    audit(request)
+    plan = tmp_path / "report" / PLAN
+    assert json.loads(plan.read_text()) == {"pictures": 4, "units": 2}
+    (tmp_path / "report" / "part-00001.parquet").unlink()
+    Path(shards[1].replace(".tar", "_stats.json")).unlink()
+    audit(request)
+    assert json.loads(plan.read_text()) == {"pictures": None, "units": 2}
 
 
 def test_table_round_trip_is_exact(model_folder: Path, tmp_path: Path) -> None:
