@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 
 from devil.errors import ModelFolderError
 from serve.access import add_access, logging_of
+from serve.auditing import add_audit_routes
 from serve.body import read_body
 from serve.openapi import describe_api, request_body
 from serve.problems import ProblemError, add_problem_handlers, problem_responses
@@ -147,6 +148,7 @@ def build_api(ingress: Ingress) -> FastAPI:
         response_model=Health,
         responses=problem_responses(500, 503),
     )
+    add_audit_routes(api, ingress.settings)
     add_problem_handlers(api)
     describe_api(api)
     add_access(api, ingress.settings)
@@ -159,8 +161,12 @@ def app(settings: Settings) -> ray.serve.Application:
     Raises:
         ModelFolderError: the model folder does not exist.
     """
-    keys = settings.keys and str(Path(settings.keys).resolve())
-    settings = settings.model_copy(update={"model": _found(settings.model), "keys": keys})
+    paths = {
+        "model": _found(settings.model),
+        "keys": settings.keys and str(Path(settings.keys).resolve()),
+        "state": str(Path(settings.state).resolve()),
+    }
+    settings = settings.model_copy(update=paths)
     # Here alone: the ingress imports this file, and must not load torch.
     from serve.explainer import Explainer
 

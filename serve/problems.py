@@ -92,7 +92,9 @@ _EXAMPLES: dict[int, Refusal] = {
     400: Refusal(400, "The body is not valid JSON: expected value at line 1 column 1."),
     401: Refusal(401, "This service asks for a key; send `Authorization: Bearer KEY`."),
     403: Refusal(403, "Origin: a page of another site may not ask; ask from a program instead."),
+    404: Refusal(404, "There is no such audit."),
     408: Refusal(408, "The body did not arrive within 120 s."),
+    409: Refusal(409, "The audit is running; only stopped or failed ones go on."),
     413: Refusal(413, "The body is longer than 20,000,000 bytes; send a smaller picture."),
     415: Refusal(415, "Content-Type is 'text/plain'; send multipart/form-data or JSON."),
     422: Refusal(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+import fsspec
+
 REFUSED = "images: not under a folder or bucket that this server lets audits read."
 """Says nothing of where the roots are, nor whether anything is at the address."""
 WILDCARDS = "*?["
@@ -46,7 +48,8 @@ class Roots:
                 self.folders.append(Path(os.path.abspath(local)))
                 continue
             scheme, mark, rest = root.partition("://")
-            if not mark or not _plain(rest.rstrip("/")):
+            known = mark and scheme in fsspec.available_protocols()
+            if not known or not _plain(rest.rstrip("/")):
                 raise ValueError(
                     f"audit root {root!r} is no absolute path and no bucket prefix; give such as "
                     "/data/photos or s3://bucket/photos."

@@ -57,6 +57,43 @@ class Settings(BaseModel):
         "json", description="How logs are written: JSON for programs, text for people."
     )
 
+    state: str = Field("runs/service", description="Folder in which audits are kept.")
+
+    audit_roots: str = Field(
+        "",
+        description="Folders and bucket prefixes that audits may read, comma-separated; empty: "
+        "uploads alone.",
+    )
+    audit_dashboard: str = Field(
+        "", description="Address of Ray's dashboard, where jobs go; empty: this cluster's own."
+    )
+    audit_workers: int = Field(1, ge=1, description="Workers of each audit.")
+    audit_threads: int = Field(
+        1, ge=1, description="Processors, and threads, that each worker of an audit takes."
+    )
+    audit_gpus: float = Field(
+        0.0, ge=0, description="GPUs that each worker of an audit takes; a fraction shares one."
+    )
+    max_audits: int = Field(
+        16, ge=1, description="Audits that run or wait; beyond, clients get 429."
+    )
+    max_uploads: int = Field(4, ge=1, description="Uploads at once; beyond, clients get 429.")
+    max_archive_bytes: int = Field(
+        2_000_000_000, ge=1, description="Longer uploads are refused while they are read."
+    )
+    max_archive_pictures: int = Field(
+        100_000, ge=1, description="Pictures of one upload; of all its files, four times as many."
+    )
+    max_unpacked_bytes: int = Field(
+        10_000_000_000, ge=1, description="What an upload may unpack to."
+    )
+    upload_seconds: float = Field(
+        3600.0, gt=0, le=86_400, description="How long an upload may take."
+    )
+    resume_audits: bool = Field(
+        True, description="Go on, at the start, with audits whose cluster went away."
+    )
+
     @property
     def max_ongoing(self) -> int:
         """Requests in one copy: a batch being explained, and one being decoded for the next."""

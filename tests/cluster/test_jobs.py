@@ -1,101 +1,28 @@
 """The pipelines as jobs: a Ray head with its dashboard, and the real `ray job submit`."""
 
 import json
-import os
 import re
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import kill_marked
+from ray_head import RAY, environment, ray_head
 from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards, tiny_store
 
 from devil.features import FeatureStore
 from devil.model import DeViL
 
 ROOT = Path(__file__).parents[2]
-RAY = (sys.executable, "-m", "ray.scripts.scripts")
 SECONDS = 400
 """A job of a few steps that takes longer has hung."""
-
-
-def environment() -> dict[str, str]:
-    """That of a machine where this checkout is not on the path, and no other Ray is known."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "RAY_ADDRESS")}
-    return kept | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_register_timeout_seconds": "300",
-    }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody listens on, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for free in sockets:
-        free.bind(("127.0.0.1", 0))
-    ports = [free.getsockname()[1] for free in sockets]
-    for free in sockets:
-        free.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """The dashboard of a head that is started for these tests, and stopped after them."""
-    names = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-    ports = dict(zip(names, free_ports(len(names)), strict=True))
-    # Short, for the paths of its sockets lie in it.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        options = [f"--{name}={port}" for name, port in ports.items()]
-        options += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={folder}"]
-        options += ["--num-cpus=4", "--object-store-memory=200000000"]
-        log = Path(folder) / "start.log"
-        with open(log, "w") as output:
-            head = subprocess.Popen(
-                [*RAY, "start", "--head", "--block", *options],
-                env=environment(),
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            url = f"http://127.0.0.1:{ports['dashboard-port']}"
-            wait_for(url, head, log)
-            yield url
-        finally:
-            stop(head, folder)
-
-
-def wait_for(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the dashboard answers."""
-    deadline = time.monotonic() + 180
-    while True:
-        assert head.poll() is None and time.monotonic() < deadline, log.read_text()
-        try:
-            with urllib.request.urlopen(f"{url}/api/version", timeout=10):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(0.5)
-
-
-def stop(head: subprocess.Popen[bytes], folder: str) -> None:
-    """End the head's processes, and no other Ray's (as `ray stop` would)."""
-    head.terminate()
-    try:
-        head.wait(timeout=60)
-    except subprocess.TimeoutExpired:
-        pass
-    kill_marked(folder)
-    head.wait(timeout=60)
+    with ray_head() as head:
+        yield head.dashboard
 
 
 def submit(address: str, *command: str) -> subprocess.CompletedProcess[str]:

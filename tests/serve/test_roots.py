@@ -128,7 +128,9 @@ def test_other_spellings_of_a_bucket_are_refused(address: str) -> None:
         BUCKET.place(address)
 
 
-@pytest.mark.parametrize("root", ["photos", "s3://", "s3://bucket/../x", "file://", "", "./a"])
+@pytest.mark.parametrize(
+    "root", ["photos", "s3://", "s3://bucket/../x", "file://", "", "./a", "s4://bucket/x"]
+)
 def test_roots_that_have_no_plain_meaning(root: str) -> None:
     with pytest.raises(ValueError, match="audit root"):
         Roots([root])

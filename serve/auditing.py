@@ -1,0 +1,214 @@
+"""The routes of audits: make, list, look at, fetch from, resume and delete them.
+
+Handlers read requests and say no where they must; folders and jobs are left to `audits`, and
+whatever blocks runs in a thread. What was running when the cluster went away is resumed when the
+application starts.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import ValidationError
+
+from serve import audit_folder
+from serve.audit_body import AuditBody, read_audit_body
+from serve.audit_maker import AuditMaker
+from serve.audit_openapi import LIST_PARAMETERS, described, request_body
+from serve.audit_schemas import AuditDocument, AuditList, ListQuery
+from serve.audits import Audits, UnknownAuditError
+from serve.jobs import Jobs, JobServerError
+from serve.problems import ProblemError, invalid
+from serve.settings import Settings
+
+STOP_SECONDS = 30.0
+"""How long a deletion waits for the job to stop; Ray kills it after three."""
+RESUME_SECONDS = 5.0
+RESUME_TRIES = 60
+POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([\w \'\-:;+/=]+)"')
+POLICY_BYTES = 2000
+"""The report's policy stands in its first lines."""
+CLOSED = "default-src 'none'"
+SANDBOX = "frame-ancestors 'none'; sandbox allow-scripts"
+"""The report's script may draw; it has no origin, so it can ask nothing of this server."""
+PARQUET = "application/vnd.apache.parquet"
+
+Result = TypeVar("Result")
+logger = logging.getLogger("ray.serve")
+
+
+class Auditing:
+    """Handlers of the routes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.audits = Audits(settings.state, Jobs(settings.audit_dashboard))
+        self._maker = AuditMaker(settings, self.audits)
+        self._uploads = 0
+        self._changing: set[str] = set()
+
+    async def create(self, request: Request, response: Response) -> AuditDocument:
+        """Answer `POST /v1/audits`."""
+        await _thread(self.audits.jobs.check)  # before a long upload
+        if await _thread(self.audits.active) >= self.settings.max_audits:
+            raise ProblemError(429, "Too many audits are running; try again later.")
+        if self._uploads >= self.settings.max_uploads:
+            raise ProblemError(429, "Too many uploads are coming in; try again later.")
+        self._uploads += 1
+        try:
+            body = await self._body(request)
+            name = await self._make(body)
+        finally:
+            self._uploads -= 1
+        response.headers["Location"] = f"/v1/audits/{name}"
+        return await _thread(self.audits.document, name)
+
+    async def _body(self, request: Request) -> AuditBody:
+        seconds = self.settings.upload_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await read_audit_body(request, self.settings.max_archive_bytes)
+        except TimeoutError:
+            raise ProblemError(408, f"The body did not arrive within {seconds:g} s.") from None
+        except OSError:
+            logger.exception("an upload cannot be kept")
+            raise ProblemError(503, "The server has no room for the archive now.") from None
+
+    async def _make(self, body: AuditBody) -> str:
+        try:
+            return await _thread(self._maker, body)
+        finally:
+            if body.archive is not None:
+                body.archive.close()
+
+    async def show_all(self, request: Request) -> AuditList:
+        """Answer `GET /v1/audits`."""
+        try:
+            query = ListQuery.model_validate(dict(request.query_params))
+        except ValidationError as error:
+            raise invalid(error) from None
+        return AuditList(audits=await _thread(self._list, query))
+
+    def _list(self, query: ListQuery) -> list[AuditDocument]:
+        found: list[AuditDocument] = []
+        for name in self.audits.names(query.before):
+            if len(found) == query.limit:
+                break
+            try:
+                found.append(self.audits.document(name, results=False))
+            except (UnknownAuditError, FileNotFoundError):  # removed this moment
+                continue
+        return found
+
+    async def show(self, audit: str) -> AuditDocument:
+        """Answer `GET /v1/audits/{audit}`."""
+        return await _thread(self.audits.document, audit)
+
+    async def file(self, audit: str, name: str) -> Response:
+        """Answer `GET /v1/audits/{audit}/files/{name}`."""
+        found = await _thread(lambda: self.audits.folder(audit).result(name))
+        if found is None:
+            raise ProblemError(404, "The audit has no such file; its `results` list them.", "name")
+        headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+        if name != audit_folder.REPORT:
+            return FileResponse(found, media_type=PARQUET, headers=headers, filename=found.name)
+        headers["Content-Security-Policy"] = await _thread(_policy, found)
+        return FileResponse(found, media_type="text/html; charset=utf-8", headers=headers)
+
+    async def resume(self, audit: str, response: Response) -> AuditDocument:
+        """Answer `POST /v1/audits/{audit}/resume`."""
+        async with self._alone(audit):
+            state = (await _thread(self.audits.state, audit)).state
+            if state not in ("stopped", "failed"):
+                raise ProblemError(409, f"The audit is {state}; only stopped or failed ones go on.")
+            await _thread(self.audits.start, audit)
+        response.headers["Location"] = f"/v1/audits/{audit}"
+        return await _thread(self.audits.document, audit)
+
+    async def delete(self, audit: str) -> Response:
+        """Answer `DELETE /v1/audits/{audit}`."""
+        async with self._alone(audit):
+            if not await _thread(self.audits.delete, audit, STOP_SECONDS):
+                raise ProblemError(503, "The audit's job has not stopped yet; try again.")
+        return Response(status_code=204)
+
+    @asynccontextmanager
+    async def _alone(self, audit: str) -> AsyncIterator[None]:
+        if audit in self._changing:
+            raise ProblemError(409, "The audit is being resumed or deleted by another request.")
+        self._changing.add(audit)
+        try:
+            yield
+        finally:
+            self._changing.discard(audit)
+
+    async def go_on(self) -> None:
+        """Finish deletions, and resume what was running when the cluster went away."""
+        for _ in range(RESUME_TRIES):
+            try:
+                await _thread(self._go_on_now)
+                return
+            except ProblemError:  # the job server may come up after the application
+                await asyncio.sleep(RESUME_SECONDS)
+            except Exception:
+                logger.exception("audits of an earlier cluster cannot be looked at")
+                return
+        logger.warning("audits of an earlier cluster are not resumed: there is no job server")
+
+    def _go_on_now(self) -> None:
+        self.audits.sweep()
+        self.audits.jobs.check()  # only a server that answers can say that a job is gone
+        for name in self.audits.cancelled():
+            self.audits.delete(name, STOP_SECONDS)
+        for name in self.audits.lost() if self.settings.resume_audits else ():
+            logger.info("audit %s goes on", name)
+            self.audits.start(name, by_itself=True)
+
+
+def _policy(report: Path) -> str:
+    """The report's own content security policy, and what a page cannot say of itself."""
+    with open(report, "rb") as file:
+        found = POLICY.search(file.read(POLICY_BYTES).decode("utf-8", "replace"))
+    return f"{found[1] if found else CLOSED}; {SANDBOX}"
+
+
+async def _thread(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Run what blocks.
+
+    Raises:
+        ProblemError: 404, there is no such audit; 503, no job server answers.
+    """
+    try:
+        return await asyncio.to_thread(function, *arguments)
+    except (UnknownAuditError, FileNotFoundError):
+        raise ProblemError(404, "There is no such audit.") from None
+    except JobServerError as error:
+        raise ProblemError(503, str(error)) from None
+
+
+def add_audit_routes(api: FastAPI, settings: Settings) -> Auditing:
+    """Add the routes, and go on with earlier audits when `api` starts."""
+    auditing = Auditing(settings)
+    described(api, "POST", "", auditing.create, "Begin an audit", 202, openapi=request_body())
+    described(api, "GET", "", auditing.show_all, "The audits", 200, openapi=LIST_PARAMETERS)
+    described(api, "GET", "/{audit}", auditing.show, "An audit, and how it goes", 200)
+    described(api, "POST", "/{audit}/resume", auditing.resume, "Go on with an audit", 202)
+    described(api, "DELETE", "/{audit}", auditing.delete, "Stop and delete an audit", 204)
+    described(api, "GET", "/{audit}/files/{name:path}", auditing.file, "A result's file", 200)
+    outer = api.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[Any]:
+        going_on = asyncio.create_task(auditing.go_on())
+        async with outer(app) as state:
+            yield state
+        going_on.cancel()
+
+    api.router.lifespan_context = lifespan
+    return auditing
