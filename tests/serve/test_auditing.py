@@ -10,17 +10,23 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from processes import kill_marked, processes
 from ray_head import Head, free_ports, ray_head
 from tiny import CAPTIONS, encoded, picture, tiny_model
 
 from serve.audit_schemas import AuditDocument, AuditList
+from serve.auditing import add_audit_routes
+from serve.problems import add_problem_handlers
+from serve.settings import Settings
 
 from .conftest import assert_problem
 from .service import end, start
@@ -71,11 +77,27 @@ class Service:
             "max_archive_pictures": 500,
         }
         self.head: Head
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+        self.client: httpx.Client
 
-    def restart(self) -> None:
-        end(self.head)
+    @contextmanager
+    def answering(self, **changes: Any) -> Iterator[None]:
+        """The routes in this process, without the weight of Serve; jobs run on the head."""
+        api = FastAPI()
+        settings = {**self.settings, "audit_dashboard": self.head.dashboard, **changes}
+        add_audit_routes(api, Settings(**settings))
+        add_problem_handlers(api)
+        with TestClient(api) as client:
+            self.client = client
+            yield
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """The whole application on Serve."""
         start(self.head, self.port, self.settings)
+        with httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120) as client:
+            self.client = client
+            yield
+        end(self.head)
 
     def show(self, name: str) -> AuditDocument:
         response = self.client.get(f"{PATH}/{name}")
@@ -123,8 +145,13 @@ def service(tmp_path_factory: pytest.TempPathFactory, files: Files) -> Iterator[
         path.write_bytes(content)
     with ray_head(cpus=2) as head:
         service.head = head
-        start(head, service.port, service.settings)
         yield service
+
+
+@pytest.fixture
+def answering(service: Service) -> Iterator[None]:
+    with service.answering():
+        yield
 
 
 def finished(document: AuditDocument) -> bool:
@@ -165,7 +192,8 @@ def assert_accounted(service: Service, document: AuditDocument, files: Files) ->
     assert str(service.folder) not in page.text
 
 
-def test_an_upload_goes_on_while_the_service_is_restarted(service: Service, files: Files) -> None:
+def uploaded(service: Service, files: Files) -> AuditDocument:
+    """Begin an audit of an archive of the files."""
     fields = {**ASKED, "dense": "false", "max_new_tokens": "2", "title": "Photos of May"}
     archive = {"archive": ("photos.zip", zipped(files | {"notes.txt": b"x"}))}
     response = service.client.post(PATH, files=archive, data=fields)
@@ -174,20 +202,27 @@ def test_an_upload_goes_on_while_the_service_is_restarted(service: Service, file
     assert document.state in ("queued", "running") and document.images is None
     assert document.progress.pictures == len(files) and document.progress.ignored == 1
     assert document.options.queries == ("red",) and not document.options.dense
-    name = document.id
-    service.wait(name, begun)
-    conflict = service.client.post(f"{PATH}/{name}/resume")
-    before = service.show(name).progress
-    service.restart()
-    after = service.show(name)
-    assert after.progress.explained >= before.explained
-    document = service.wait(name, finished)
-    assert_accounted(service, document, files)
-    assert document.title == "Photos of May" and document.problem is None
-    assert_problem(conflict, 409, None, "running")
-    assert_problem(service.client.post(f"{PATH}/{name}/resume"), 409, None, "finished")
+    return document
 
 
+@pytest.mark.parametrize("way", ["answering", "serving"])
+def test_an_upload_goes_on_while_the_service_is_restarted(
+    service: Service, files: Files, way: str
+) -> None:
+    with getattr(service, way)():
+        name = uploaded(service, files).id
+        before = service.wait(name, begun).progress
+        conflict = service.client.post(f"{PATH}/{name}/resume")
+    with getattr(service, way)():
+        assert service.show(name).progress.explained >= before.explained
+        document = service.wait(name, finished)
+        assert_accounted(service, document, files)
+        assert document.title == "Photos of May" and document.problem is None
+        assert_problem(conflict, 409, None, "running")
+        assert_problem(service.client.post(f"{PATH}/{name}/resume"), 409, None, "finished")
+
+
+@pytest.mark.usefixtures("answering")
 def test_a_job_that_was_killed_is_resumed(service: Service, files: Files) -> None:
     name = service.begin()
     service.wait(name, begun)
@@ -213,6 +248,7 @@ def test_a_job_that_was_killed_is_resumed(service: Service, files: Files) -> Non
     assert_accounted(service, service.wait(name, finished), files)
 
 
+@pytest.mark.usefixtures("answering")
 def test_what_the_job_finds_out_is_told_without_paths(service: Service) -> None:
     name = service.begin(max_new_tokens=200)  # more than the language model's context
     deadline = time.monotonic() + SECONDS
@@ -224,6 +260,7 @@ def test_what_the_job_finds_out_is_told_without_paths(service: Service) -> None:
     assert str(service.folder) not in (document.problem or "")
 
 
+@pytest.mark.usefixtures("answering")
 def test_deleting_an_audit_that_runs(service: Service) -> None:
     name = service.begin()
     service.wait(name, begun)
@@ -241,6 +278,7 @@ def test_deleting_an_audit_that_runs(service: Service) -> None:
         assert_problem(answer, 404, None, "no such audit")
 
 
+@pytest.mark.usefixtures("answering")
 def test_lists_have_pages(service: Service) -> None:
     def listed(**query: Any) -> list[AuditDocument]:
         response = service.client.get(PATH, params=query)
@@ -257,6 +295,7 @@ def test_lists_have_pages(service: Service) -> None:
         assert_problem(service.client.get(PATH, params=query), 422, field)
 
 
+@pytest.mark.usefixtures("answering")
 def test_requests_that_begin_nothing(service: Service, files: Files) -> None:
     before = service.client.get(PATH).json()
     root = str(service.folder / "roots" / "photos")
@@ -304,13 +343,19 @@ def test_requests_that_begin_nothing(service: Service, files: Files) -> None:
 
 def test_an_audit_outlives_its_cluster(service: Service, files: Files) -> None:
     """The last one: the head that the others use is gone after it."""
-    name = service.begin()
-    document = service.wait(name, begun)
+    with service.answering():
+        name = service.begin()
+        before = service.wait(name, begun).progress
     kill_marked(service.head.folder)
     with ray_head(cpus=2) as other:
         service.head = other
-        start(other, service.port, {**service.settings, "resume_audits": False})
-        assert service.show(name).state == "stopped"
-        assert service.show(name).progress.explained >= document.progress.explained
-        service.restart()  # with the default
-        assert_accounted(service, service.wait(name, finished), files)
+        with service.answering(resume_audits=False):
+            document = service.show(name)
+            assert document.state == "stopped"
+            assert document.progress.explained >= before.explained
+        with service.answering():  # which is the default
+            deadline = time.monotonic() + 120
+            while service.show(name).state == "stopped":
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+            assert_accounted(service, service.wait(name, finished), files)
