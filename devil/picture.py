@@ -20,6 +20,9 @@ MIN_SIDE = 4
 MAX_ASPECT = 100
 """Longer pictures are refused: resized by their short side, they would fill the memory."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "TIFF")
+"""What is decoded. Pillow knows some forty more, old and seldom tried; one starts a program."""
+
 
 def open_image(
     source: str | PathLike[str] | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS
@@ -43,7 +46,7 @@ def open_image(
         raise ImageError(f"{label} is empty (0 bytes); give the bytes of a whole file.")
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-        with Image.open(stream) as image:
+        with Image.open(stream, formats=FORMATS) as image:
             return _decode(image, label, max_pixels)
     except ImageError:
         raise
@@ -57,7 +60,7 @@ def open_image(
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{label} is not a picture; give a JPEG, PNG, WebP or another format that Pillow reads."
+            f"{label} is not a picture; give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
         ) from error
     except OSError as error:
         raise ImageError(f"{label} cannot be read ({error}); give the path of a file.") from error

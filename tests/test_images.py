@@ -13,6 +13,7 @@ from tiny import text_bomb
 
 from devil.errors import ConfigError, ImageError
 from devil.images import EvaluationTransform, open_image
+from devil.picture import FORMATS
 
 SIZE = (12, 8)
 ORANGE = (255, 128, 0)
@@ -72,6 +73,20 @@ def test_modes(data: bytes, colour: tuple[int, int, int]) -> None:
     image = open_image(data)
     assert (image.mode, image.size) == ("RGB", SIZE)
     assert set(image.get_flattened_data()) == {colour}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_formats_that_are_decoded(kind: str) -> None:
+    size = (16, 16)
+    found = open_image(encoded(Image.new("RGB", size, ORANGE), kind))
+    pixel = found.getpixel((8, 8))
+    assert found.size == size and isinstance(pixel, tuple) and abs(pixel[1] - ORANGE[1]) < 8
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "SGI", "DDS"])
+def test_old_formats_are_not_decoded(kind: str) -> None:
+    with pytest.raises(ImageError, match="give a JPEG, PNG, WEBP"):
+        open_image(encoded(Image.new("RGB", SIZE, ORANGE), kind))
 
 
 def test_cmyk_jpeg() -> None:
