@@ -216,11 +216,31 @@ def test_the_served_application_is_the_one_that_exists() -> None:
     (explainer,) = application.deployments
     assert explainer.name == "Explainer" and explainer.num_replicas == settings.replicas
     (group,) = cluster(service)["workerGroupSpecs"]
+    check_keys(service, Path(settings.keys))
     assert settings.replicas <= group["maxReplicas"] and settings.device == "cuda"
     options = explainer.ray_actor_options
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert options.num_gpus == 1 and options.num_cpus == settings.threads
     assert settings.threads < quantity(limits["cpu"])
+
+
+def check_keys(service: dict[str, Any], file: Path) -> None:
+    """The file of keys is a secret, which Ray's user alone can read, in every pod."""
+    spec = cluster(service)
+    (group,) = spec["workerGroupSpecs"]
+    for template in (spec["headGroupSpec"]["template"], group["template"]):
+        pod = template["spec"]
+        (keys,) = [volume for volume in pod["volumes"] if "secret" in volume]
+        assert keys["secret"] == {"secretName": "devil-api-keys", "defaultMode": 0o440}
+        (container,) = pod["containers"]
+        (mount,) = [m for m in container["volumeMounts"] if m["name"] == keys["name"]]
+        assert mount["readOnly"] and Path(mount["mountPath"]) == file.parent
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        module, _, name = (variables["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] or "").partition(
+            ":"
+        )
+        assert getattr(importlib.import_module(module), name)()
+    assert f"--from-file={file.name}" in (ROOT / "cluster" / "README.md").read_text()
 
 
 def test_retraining_never_runs_twice_and_has_no_rights() -> None:

@@ -40,6 +40,6 @@ def test_objects_that_commands_name_are_in_the_manifests() -> None:
     )
     assert set(names) >= {"devil", "devil-ray-auth", "devil-storage", "devil-data", "devil-retrain"}
     for name in names:
-        assert re.search(rf"\b(?:name|claimName): {name}\b", MANIFESTS), name
+        assert re.search(rf"\b(?:name|claimName|secretName): {name}\b", MANIFESTS), name
     for service in re.findall(r"service/([\w-]+?)-(?:head|serve)-svc", RUNBOOK):
         assert f"  name: {service}\n" in MANIFESTS
