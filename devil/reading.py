@@ -114,9 +114,13 @@ def read_rows(model: DeViL, rows: Sequence[Rows], decoding: DecodingConfig) -> N
         if reading.scores is not None and scored:
             parts = reading.scores.split([len(prefixes[i]) for i in scored])
             scores = dict(zip(scored, parts, strict=True))
-    for i, part in enumerate(rows):
-        words = _words(model, part, prefixes[i], decoding) if part.of.worded else None
-        part.draft.keep(part, captions.get(i), scores.get(i), words)
+    words = {
+        i: _words(model, part, prefixes[i], decoding)
+        for i, part in enumerate(rows)
+        if part.of.worded
+    }
+    for i, part in enumerate(rows):  # last, so that what fails has read nothing
+        part.draft.keep(part, captions.get(i), scores.get(i), words.get(i))
 
 
 def _prefixes(

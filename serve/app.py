@@ -18,15 +18,16 @@ import ray.serve
 import ray.serve.config
 import ray.serve.exceptions
 import ray.serve.handle
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
-from devil.errors import ModelFolderError
 from serve.access import add_access, logging_of
 from serve.auditing import add_audit_routes
-from serve.body import read_body
-from serve.openapi import describe_api, request_body
+from serve.explaining import Explaining, add_explaining_routes
+from serve.kept import Kept, add_kept_routes
+from serve.models import describe, served_models
+from serve.openapi import describe_api
 from serve.problems import ProblemError, add_problem_handlers, problem_responses
-from serve.schemas import ExplanationDocument, Health, ModelList, Refusal
+from serve.schemas import Health, ModelDescription, ModelList, Options, Refusal
 from serve.settings import RETRY_AFTER_SECONDS, Settings
 
 API_VERSION = "1.0"
@@ -51,41 +52,51 @@ class Ingress:
     def __init__(self, settings: Settings, explainer: ray.serve.handle.DeploymentHandle) -> None:
         self.settings = settings
         self.explainer = explainer
+        self.models = served_models(settings.model)
+        self.kept = Kept(settings.state, settings.keep_explanations)
         self._explaining = 0
         self._answered = float("-inf")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
 
-    async def explain(self, request: Request) -> Response:
-        """Answer `POST /v1/explain`."""
-        seconds = self.settings.timeout_seconds
-        try:
-            async with asyncio.timeout(seconds):
-                body = await read_body(request, self.settings.max_request_bytes)
-        except TimeoutError:
-            raise ProblemError(408, f"The body did not arrive within {seconds:g} s.") from None
+    async def ask(self, model: str, image: bytes, options: Options, owner: str) -> bytes | Refusal:
+        """Have a picture explained; see `serve.explainer.Explainer.explain`.
+
+        Raises:
+            ProblemError: 429 if the queue is full; 503 if the time is over, or the explainer gone.
+        """
         self._explaining += 1
         try:
-            answer = await self._ask("explain", *body, seconds=seconds)
+            handle = self.explainer.options(multiplexed_model_id=model)
+            response = handle.explain.remote(model, image, options, owner)
+            return await self._answer(response, self.settings.timeout_seconds)
         finally:
             self._explaining -= 1
-        if isinstance(answer, Refusal):
-            raise ProblemError(*answer)
-        return Response(answer, media_type="application/json")
 
-    async def models(self) -> ModelList:
+    async def list_models(self) -> ModelList:
         """Answer `GET /v1/models`."""
-        return ModelList(models=[await self._ask("describe", seconds=PROBE_SECONDS)])
+        return ModelList(models=[await self._described(model) for model in self.models])
+
+    async def describe_model(self, id: str) -> ModelDescription:
+        """Answer `GET /v1/models/{id}`."""
+        if id not in self.models:
+            known = ", ".join(self.models)
+            raise ProblemError(404, f"no model is called {id[:60]!r}; there are {known}.", "id")
+        return await self._described(id)
+
+    async def _described(self, model: str) -> ModelDescription:
+        default = model == next(iter(self.models))
+        return await asyncio.to_thread(describe, model, self.models[model], default=default)
 
     async def health(self) -> Health:
         """Answer `GET /healthz`.
 
-        An explainer that takes no further request, but answered one within the time that the
-        longest may take, is busy.
+        An explainer that does not answer in time, but did so within the time that the longest
+        request may take, is busy.
         """
         try:
-            await self._ask("describe", seconds=PROBE_SECONDS)
+            await self._answer(self.explainer.probe.remote(), PROBE_SECONDS)
         except ProblemError as problem:
             silent = time.monotonic() - self._answered
             recent = silent < self.settings.timeout_seconds + PROBE_SECONDS
@@ -94,13 +105,12 @@ class Ingress:
             raise ProblemError(503, NOT_READY) from None
         return Health(status="ready")
 
-    async def _ask(self, method: str, *arguments: Any, seconds: float) -> Any:
-        """Call an explainer.
+    async def _answer(self, response: Any, seconds: float) -> Any:
+        """Wait for an explainer's answer.
 
         Raises:
             ProblemError: 429 if the queue is full; 503 if the time is over, or the explainer gone.
         """
-        response = getattr(self.explainer, method).remote(*arguments)
         try:
             async with asyncio.timeout(seconds):
                 result = await response
@@ -125,26 +135,27 @@ def build_api(ingress: Ingress) -> FastAPI:
         description="What each layer of a vision model holds at each location, in words.",
         redoc_url=None,
     )
-    api.add_api_route(
-        "/v1/explain",
-        ingress.explain,
-        methods=["POST"],
-        summary="Explain a picture",
-        response_model=ExplanationDocument,
-        responses=problem_responses(400, 408, 413, 415, 422, 429, 500, 503),
-        openapi_extra={"requestBody": request_body()},
-    )
+    explaining = Explaining(ingress.settings, ingress.models, ingress.kept, ingress.ask)
+    add_explaining_routes(api, explaining)
+    add_kept_routes(api, ingress.kept)
     api.add_api_route(
         "/v1/models",
-        ingress.models,
-        summary="The model that answers, its layers and measured scores",
+        ingress.list_models,
+        summary="The models that answer, their layers and measured scores",
         response_model=ModelList,
-        responses=problem_responses(429, 500, 503),
+        responses=problem_responses(500),
+    )
+    api.add_api_route(
+        "/v1/models/{id:path}",
+        ingress.describe_model,
+        summary="One of them",
+        response_model=ModelDescription,
+        responses=problem_responses(404, 500),
     )
     api.add_api_route(
         "/healthz",
         ingress.health,
-        summary="Whether the model can answer now",
+        summary="Whether pictures can be explained now",
         response_model=Health,
         responses=problem_responses(500, 503),
     )
@@ -159,10 +170,10 @@ def app(settings: Settings) -> ray.serve.Application:
     """The application that `serve run` and a Serve config file start.
 
     Raises:
-        ModelFolderError: the model folder does not exist.
+        ModelFolderError: a model folder does not exist.
     """
     paths = {
-        "model": _found(settings.model),
+        "model": ",".join(f"{name}={at}" for name, at in served_models(settings.model).items()),
         "keys": settings.keys and str(Path(settings.keys).resolve()),
         "state": str(Path(settings.state).resolve()),
     }
@@ -174,8 +185,8 @@ def app(settings: Settings) -> ray.serve.Application:
         Explainer,
         name="Explainer",
         num_replicas=settings.replicas,
-        max_ongoing_requests=settings.max_ongoing,
-        max_queued_requests=settings.max_queued,
+        max_ongoing_requests=settings.max_open,
+        max_queued_requests=settings.max_open,
         ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(settings)},
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
         logging_config=logging_of(settings),
@@ -193,18 +204,6 @@ def app(settings: Settings) -> ray.serve.Application:
         logging_config=logging_of(settings),
     )
     return ingress.bind(settings, explainer)
-
-
-def _found(model: str) -> str:
-    """A model folder's absolute path (replicas may run elsewhere), or a hub id as it is."""
-    if Path(model).is_dir():
-        return str(Path(model).resolve())
-    if model.count("/") == 1 and not model.startswith((".", "/", "~", "runs/")):
-        return model
-    raise ModelFolderError(
-        f"model folder {model} does not exist; run `make demo`, which trains one, or give a folder "
-        "or a hub id: serve run serve.app:app model=FOLDER."
-    )
 
 
 def _gpus(settings: Settings) -> float:

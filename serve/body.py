@@ -1,4 +1,4 @@
-"""The body of a request → the bytes of a picture's file, and options.
+"""The body of a request → the bytes of pictures' files, and options.
 
 Multipart or JSON, with its length bounded while it is read. Pictures are decoded by the explainer.
 """
@@ -14,25 +14,47 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from serve.problems import ProblemError, invalid
-from serve.schemas import ExplainRequest, Options
+from serve.schemas import (
+    CaptionOptions,
+    CaptionRequest,
+    ExplainOptions,
+    ExplainRequest,
+    Options,
+    SaliencyOptions,
+    SaliencyRequest,
+)
 
 MULTIPART, JSON = "multipart/form-data", "application/json"
-LISTS = ("layers", "queries")
+LISTS = ("layers", "queries", "points")
 """Form fields that may be given several times."""
 MAX_FIELDS = 400
 MAX_FIELD_BYTES = 16_384
 """Of one form field that is not the picture."""
 
 
+class Form(NamedTuple):
+    """What a route takes: fields beside files, or all in JSON."""
+
+    options: type[CaptionOptions] | type[SaliencyOptions]
+    request: type[CaptionRequest] | type[ExplainRequest] | type[SaliencyRequest]
+
+
+EXPLAIN = Form(ExplainOptions, ExplainRequest)
+CAPTION = Form(CaptionOptions, CaptionRequest)
+SALIENCY = Form(SaliencyOptions, SaliencyRequest)
+
+
 class Body(NamedTuple):
-    """A request: the picture's file, and what is asked about it."""
+    """A request: the pictures' files, and what is asked about them."""
 
-    image: bytes
+    images: tuple[bytes, ...]
     options: Options
+    several: bool
+    """Whether a list was given, be it of one."""
 
 
-async def read_body(request: Request, max_bytes: int) -> Body:
-    """Read a request for an explanation.
+async def read_body(request: Request, form: Form, *, max_bytes: int, max_pictures: int) -> Body:
+    """Read a request for explanations.
 
     Raises:
         ProblemError: 400 malformed, 413 too long, 415 of another type, 422 wrong fields.
@@ -41,9 +63,10 @@ async def read_body(request: Request, max_bytes: int) -> Body:
     chunks = bounded(request, max_bytes)
     try:
         if kind == MULTIPART:
-            return await _read_multipart(request, chunks)
+            return await _read_multipart(request, chunks, form, max_pictures)
         if kind == JSON:
-            return _read_json(b"".join([chunk async for chunk in chunks]))
+            content = b"".join([chunk async for chunk in chunks])
+            return _read_json(content, form, max_pictures)
     except ValidationError as error:
         raise invalid(error) from None
     except ClientDisconnect:
@@ -60,7 +83,7 @@ async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
         ProblemError: 413, before anything is read if the declared length is too large.
     """
     too_long = ProblemError(
-        413, f"The body is longer than {max_bytes:,} bytes; send a smaller picture."
+        413, f"The body is longer than {max_bytes:,} bytes; send smaller pictures, or fewer."
     )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 15 or int(declared) > max_bytes):
@@ -73,49 +96,64 @@ async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
         yield chunk
 
 
-async def _read_multipart(request: Request, chunks: AsyncGenerator[bytes, None]) -> Body:
+async def _read_multipart(
+    request: Request, chunks: AsyncGenerator[bytes, None], form: Form, max_pictures: int
+) -> Body:
     parser = MultiPartParser(
         request.headers,
         chunks,
-        max_files=1,
+        max_files=max_pictures,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        form = await parser.parse()
+        given = await parser.parse()
     except MultiPartException as error:
         raise ProblemError(400, f"The multipart body is malformed: {error.message}") from None
     except ValueError as error:  # the parser beneath has kinds of its own
         raise ProblemError(400, f"The multipart body is malformed: {error}") from None
     try:
-        options = Options.model_validate(_form_fields(form))
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise ProblemError(422, "image: give a picture as a file of this name.", "image")
-        return Body(await image.read(), options)
+        options = form.options.model_validate(_form_fields(given))
+        files = [file for file in given.getlist("image") if isinstance(file, UploadFile)]
+        if not files or len(files) < len(given.getlist("image")):
+            raise ProblemError(422, "image: give pictures as files of this name.", "image")
+        return Body(tuple([await file.read() for file in files]), options, len(files) > 1)
     finally:
-        await form.close()
+        await given.close()
 
 
 def _form_fields(form: FormData) -> dict[str, Any]:
-    """Values by name, the picture left out; lists for the fields that are lists."""
+    """Values by name, the pictures left out; lists for the fields that are lists."""
     fields: dict[str, Any] = {}
     for name in form.keys():
         values = form.getlist(name)
-        if len(values) > 1 and name not in LISTS:
+        if len(values) > 1 and name not in (*LISTS, "image"):
             raise ProblemError(422, f"{name[:60]}: given {len(values)} times; give it once.", name)
         if name != "image":
             fields[name] = tuple(values) if name in LISTS else values[0]
     return fields
 
 
-def _read_json(body: bytes) -> Body:
+def _read_json(body: bytes, form: Form, max_pictures: int) -> Body:
     # Strict: "no" is not False, and 3.0 is no number of tokens.
-    request = ExplainRequest.model_validate_json(body, strict=True)
+    request = form.request.model_validate_json(body, strict=True)
+    if (request.image is None) == (request.images is None):
+        raise ProblemError(422, "image: give either `image`, or several as `images`.", "image")
+    several = request.images is not None
+    texts = request.images or (request.image or "",)
+    if len(texts) > max_pictures:
+        raise ProblemError(
+            422, f"images: {len(texts)} pictures; at most {max_pictures} at once.", "images"
+        )
+    options = form.options.model_validate(request.model_dump(exclude={"image", "images"}))
+    field = "images" if several else "image"
+    return Body(tuple(_decoded(text, field) for text in texts), options, several)
+
+
+def _decoded(text: str, field: str) -> bytes:
     try:
-        image = base64.b64decode(request.image, validate=True)
+        return base64.b64decode(text, validate=True)
     except ValueError:
         raise ProblemError(
-            422, "image: not base64; encode the file's bytes, without line breaks.", "image"
+            422, f"{field}: not base64; encode the file's bytes, without line breaks.", field
         ) from None
-    return Body(image, request.options())

@@ -1,31 +1,32 @@
-"""The explainer: one loaded model that answers many requests at once.
+"""The explainer: the copy of the models that answers, picture by picture.
 
-`explain_batch` is a plain function: it puts items with equal options into one call of
-`devil.describing.explain_images`, so that their locations share the device's batches. `Explainer`
-is the replica around it: pictures are decoded and refused before they join a batch, so that a bad
-one fails alone.
+Pictures are decoded and refused here, so that a bad one fails alone; what is left goes to the desk
+(`serve.desk`), where concurrent requests share batches. Models are loaded when they are asked for,
+and the one that was not asked for the longest leaves (Ray Serve's multiplexing).
 """
 
 import asyncio
 import logging
+import math
 import os
+import secrets
 import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
 
 import ray.serve
 import torch
 from PIL import Image
 
-from devil.config import DecodingConfig
-from devil.describing import explain_images
 from devil.errors import ConfigError, DevilError, ImageError, LayerError, QueryError
 from devil.images import open_image
 from devil.model import DeViL
+from devil.question import Question
+from serve import metrics
+from serve.desk import BusyError, Desk
+from serve.models import public_name, served_models
 from serve.problems import internal_error
 from serve.reload import ServedModel
-from serve.schemas import LayerDescription, ModelDescription, Options, Refusal
+from serve.schemas import Options, Refusal
 from serve.settings import Settings
 
 FIELDS: dict[type[DevilError], str] = {
@@ -36,87 +37,29 @@ FIELDS: dict[type[DevilError], str] = {
 }
 """Errors that a request can cause, and the field to blame; any other is a fault of ours."""
 STUCK_TIMEOUTS = 5
-"""A batch that runs for so many time-outs has hung, and the replica is replaced."""
+"""A step that runs for so many time-outs has hung, and the copy is replaced."""
 
 logger = logging.getLogger("ray.serve")
-
-
-class Item(NamedTuple):
-    """A decoded picture in the queue."""
-
-    image: Image.Image
-    options: Options
-
 
 Answer = bytes | Refusal
 """An explanation's JSON, or why there is none."""
 
 
-def explain_batch(model: DeViL, items: Sequence[Item]) -> list[Answer]:
-    """Explain pictures, those with equal options together; answers in the items' order."""
-    groups: dict[Options, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(item.options, []).append(index)
-    answers: dict[int, Answer] = {}
-    for indices in groups.values():
-        found = _explain_group(model, [items[i] for i in indices])
-        answers |= dict(zip(indices, found, strict=True))
-    return [answers[i] for i in range(len(items))]
-
-
-def _explain_group(model: DeViL, items: Sequence[Item]) -> list[Answer]:
-    """Explain pictures with equal options; if they fail together, each is tried alone."""
-    options = items[0].options
-    try:
-        explanations = explain_images(
-            model,
-            [item.image for item in items],
-            layers=options.layers,
-            queries=options.queries,
-            dense=options.dense,
-            calibration=options.calibration,
-            prompt=options.prompt,
-            smoothing=options.smoothing,
-            decoding=DecodingConfig(max_new_tokens=options.max_new_tokens),
-        )
-        return [explanation.to_json().encode() for explanation in explanations]
-    except Exception as error:
-        if len(items) > 1:
-            return [_explain_group(model, [item])[0] for item in items]
-        refusal = refusal_of(error)
-        path, name = model.language_model.config.name, language_model_name(model)
-        return [refusal._replace(detail=refusal.detail.replace(path, name))]
-
-
-def language_model_name(model: DeViL) -> str:
-    """Hub id, or the last part of a path: where it lies on this machine is nobody's business."""
-    name = model.language_model.config.name
-    return Path(name).name if Path(name).is_dir() else name
-
-
-def refusal_of(error: Exception) -> Refusal:
+def refusal_of(error: Exception, model: DeViL | None = None) -> Refusal:
     """What a client is told about an error: the message of one that it caused, else nothing."""
+    if isinstance(error, BusyError):
+        seconds = max(1, math.ceil(error.seconds))
+        detail = f"Others are waiting for the model; try again in {seconds} s."
+        return Refusal(429, detail, retry_after=seconds)
     for kind, field in FIELDS.items():
         if isinstance(error, kind):
-            return Refusal(422, str(error), field)
+            detail = str(error)
+            if model is not None:  # where it lies on this machine is nobody's business
+                name = model.language_model.config.name
+                detail = detail.replace(name, public_name(name))
+            return Refusal(422, detail, field)
     logger.error("cannot explain a picture", exc_info=error)
     return internal_error()
-
-
-def describe(model: DeViL) -> ModelDescription:
-    """What clients may know of the model."""
-    layers = [
-        LayerDescription(name=name, channels=shape.channels, grid=(shape.height, shape.width))
-        for name, shape in model.shapes.items()
-    ]
-    return ModelDescription(
-        id=model.name,
-        version=model.version,
-        backbone=model.backbone_config.name,
-        language_model=language_model_name(model),
-        layers=layers,
-        scores=model.summary.get("scores") or {},
-    )
 
 
 def chosen_device(name: str) -> str:
@@ -132,58 +75,75 @@ def chosen_device(name: str) -> str:
 
 
 class Explainer:
-    """A replica: loads the model, and explains the pictures of concurrent requests in batches."""
+    """A copy: loads models, and explains the pictures of concurrent requests together."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load the model; one that cannot explain a blank picture is not ready."""
+        """Load nothing yet but the default model."""
         self.settings = settings
         torch.set_num_threads(
             settings.threads or max(1, (os.cpu_count() or 1) // settings.replicas)
         )
-        device = chosen_device(settings.device)
-        self._served = ServedModel(settings.model, device, settings.reload_seconds)
-        self._free = asyncio.Event()
-        self._free.set()
-        self._batch_started: float | None = None
-        self._batched.set_max_batch_size(settings.max_batch_size)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(  # type: ignore[attr-defined]
-            settings.batch_wait_seconds
+        self.device = chosen_device(settings.device)
+        self.desk = Desk(
+            turn_locations=settings.turn_locations, max_wait_seconds=settings.max_wait_seconds
         )
-        logger.info("%s %s is ready on %s", self.model.name, self.model.version, device)
+        folders = served_models(settings.model)
 
-    @property
-    def model(self) -> DeViL:
-        """The model that answers now; a batch keeps the one that it began with."""
-        return self._served.model
+        async def load(model_id: str) -> ServedModel:
+            place = folders[model_id]
+            return await asyncio.to_thread(ServedModel, place, self.device, settings.reload_seconds)
 
-    async def explain(self, image: bytes, options: Options) -> Answer:
-        """Explain the picture in a file's bytes."""
+        most = settings.max_models
+        self._served: Callable[[str], Awaitable[ServedModel]] = ray.serve.multiplexed(  # type: ignore[assignment]
+            load, max_num_models_per_replica=most
+        )
+        self._default = next(iter(folders))
+        self._recent: ServedModel | None = None
+
+    async def _model(self, model_id: str) -> DeViL:
+        self._recent = await self._served(model_id)
+        return self._recent.model
+
+    async def explain(self, model_id: str, image: bytes, options: Options, owner: str) -> Answer:
+        """Explain the picture in a file's bytes.
+
+        Args:
+            model_id: as `served_models` names it.
+            image: a JPEG, PNG, ... file.
+            options: what is asked.
+            owner: pictures of equal owners share one share of the device.
+        """
+        model: DeViL | None = None
         try:
             limit = self.settings.max_pixels
-            decoded = await asyncio.to_thread(open_image, image, max_pixels=limit)
+            with metrics.timed("decode"):
+                picture = await asyncio.to_thread(open_image, image, max_pixels=limit)
+            model = await self._model(model_id)
+            question, longest = options.question(), options.max_new_tokens
+            explanation = await self.desk.explain(
+                model, picture, question, owner=owner, max_new_tokens=longest
+            )
+            with metrics.timed("render"):
+                return await asyncio.to_thread(lambda: explanation.to_json().encode())
         except Exception as error:
-            return refusal_of(error)
-        # Ray closes a batch soon after its first item, even if it cannot start yet. So what comes
-        # while one is running waits here, and makes one batch afterwards.
-        await self._free.wait()
-        return await self._batched(Item(decoded, options))
+            return refusal_of(error, model)
 
-    @ray.serve.batch
-    async def _batched(self, items: list[Item]) -> list[Answer]:
-        self._free.clear()
-        self._batch_started = time.monotonic()
+    async def probe(self) -> None:
+        """Explain a blank picture with a model that is loaded, in a share of its own."""
+        model = self._recent.model if self._recent else await self._model(self._default)
+        question = Question(layers=model.layers[-1:], dense=False)
+        blank = Image.new("RGB", (32, 32))
         try:
-            return await asyncio.to_thread(explain_batch, self.model, items)
-        finally:
-            self._batch_started = None
-            self._free.set()
-
-    async def describe(self) -> ModelDescription:
-        """See `describe`."""
-        return describe(self.model)
+            await self.desk.explain(
+                model, blank, question, owner=secrets.token_hex(8), max_new_tokens=1
+            )
+        except BusyError:
+            pass  # with others' pictures, so it works
 
     async def check_health(self) -> None:
-        """Called by Ray, which replaces the replica if this raises."""
-        started, longest = self._batch_started, STUCK_TIMEOUTS * self.settings.timeout_seconds
+        """Called by Ray, which replaces the copy if this raises."""
+        started, longest = self.desk.started, STUCK_TIMEOUTS * self.settings.timeout_seconds
         if started is not None and time.monotonic() - started > longest:
-            raise RuntimeError(f"a batch has been running for more than {longest:.0f} s")
+            raise RuntimeError(f"a step has been running for more than {longest:.0f} s")
+        if started is None:
+            await self.probe()

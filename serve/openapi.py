@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serve.body import JSON, LISTS, MULTIPART
-from serve.schemas import ExplainRequest, Options, Problem
+from serve.body import JSON, LISTS, MULTIPART, Form
+from serve.schemas import CaptionRequest, ExplainRequest, Line, Problem, SaliencyRequest
 
 _REFERENCES = "#/components/schemas/{model}"
 _FILE = {
@@ -20,22 +20,35 @@ _PIXEL = (
     "RK5CYII="
 )
 """A red PNG of 8 × 8 pixels, so that the example can be sent as it is."""
-_EXAMPLE = {"image": _PIXEL, "layers": ["all"], "queries": ["a red circle"], "dense": False}
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    "ExplainRequest": {"layers": ["all"], "queries": ["a red circle"], "dense": False},
+    "CaptionRequest": {"layers": ["all"], "points": [[0.5, 0.5]], "words": 3},
+    "SaliencyRequest": {"layers": ["all"], "queries": ["a red circle"]},
+}
 
 
-def request_body() -> dict[str, Any]:
-    """The body of `POST /v1/explain`, as multipart and as JSON."""
-    form = Options.model_json_schema(ref_template=_REFERENCES)
-    form["properties"] = {"image": _FILE} | form["properties"]
-    form["required"] = ["image"]
-    form["properties"]["layers"] |= {"type": "array", "items": {"type": "string"}}
-    del form["properties"]["layers"]["anyOf"], form["properties"]["layers"]["default"]
-    repeated = {name: {"style": "form", "explode": True} for name in LISTS}
+def request_body(form: Form) -> dict[str, Any]:
+    """The body of a route, as multipart and as JSON."""
+    fields = form.options.model_json_schema(ref_template=_REFERENCES)
+    properties = fields["properties"]
+    for name in LISTS:
+        if name in properties:
+            properties[name] |= {"type": "array", "items": {"type": "string"}}
+            properties[name].pop("anyOf", None)
+            properties[name].pop("default", None)
+            properties[name].pop("examples", None)
+    fields["properties"] = {"image": _FILE} | properties
+    fields["required"] = ["image", *fields.get("required", [])]
+    repeated = {name: {"style": "form", "explode": True} for name in LISTS if name in properties}
+    name = form.request.__name__
     return {
         "required": True,
         "content": {
-            MULTIPART: {"schema": form, "encoding": repeated},
-            JSON: {"schema": {"$ref": "#/components/schemas/ExplainRequest"}, "example": _EXAMPLE},
+            MULTIPART: {"schema": fields, "encoding": repeated},
+            JSON: {
+                "schema": {"$ref": f"#/components/schemas/{name}"},
+                "example": {"image": _PIXEL, **_EXAMPLES[name]},
+            },
         },
     }
 
@@ -52,8 +65,10 @@ def describe_api(api: FastAPI) -> None:
                 routes=api.routes,
             )
             schemas = found.setdefault("components", {}).setdefault("schemas", {})
-            for model in (Problem, ExplainRequest):
-                schemas[model.__name__] = model.model_json_schema(ref_template=_REFERENCES)
+            for model in (Problem, ExplainRequest, CaptionRequest, SaliencyRequest, Line):
+                schema = model.model_json_schema(ref_template=_REFERENCES)
+                schemas |= schema.pop("$defs", {})
+                schemas[model.__name__] = schema
             api.openapi_schema = found
         return api.openapi_schema
 

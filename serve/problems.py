@@ -25,23 +25,33 @@ logger = logging.getLogger("ray.serve")
 class ProblemError(Exception):
     """Ends a request with a problem document."""
 
-    def __init__(self, status: int, detail: str, field: str | None = None) -> None:
-        super().__init__(status, detail, field)
-        self.refusal = Refusal(status, detail, field)
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        field: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(status, detail, field, retry_after)
+        self.refusal = Refusal(status, detail, field, retry_after)
 
 
-def problem_response(refusal: Refusal, headers: dict[str, str] | None = None) -> Response:
-    """A refusal as an HTTP response."""
-    problem = Problem(
+def problem_of(refusal: Refusal) -> Problem:
+    """A refusal as a document."""
+    return Problem(
         title=HTTPStatus(refusal.status).phrase,
         status=refusal.status,
         detail=refusal.detail,
         field=refusal.field,
     )
+
+
+def problem_response(refusal: Refusal, headers: dict[str, str] | None = None) -> Response:
+    """A refusal as an HTTP response."""
     headers = dict(headers or {})
     if refusal.status in RETRIED:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    body = problem.model_dump_json(exclude_none=True)
+        headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER_SECONDS)
+    body = problem_of(refusal).model_dump_json(exclude_none=True)
     return Response(body, refusal.status, headers, media_type=MEDIA_TYPE)
 
 
@@ -92,7 +102,7 @@ _EXAMPLES: dict[int, Refusal] = {
     400: Refusal(400, "The body is not valid JSON: expected value at line 1 column 1."),
     401: Refusal(401, "This service asks for a key; send `Authorization: Bearer KEY`."),
     403: Refusal(403, "Origin: a page of another site may not ask; ask from a program instead."),
-    404: Refusal(404, "There is no such audit."),
+    404: Refusal(404, "no explanation is kept under this id; ask for it again.", "id"),
     408: Refusal(408, "The body did not arrive within 120 s."),
     409: Refusal(409, "The audit is running; only stopped or failed ones go on."),
     413: Refusal(413, "The body is longer than 20,000,000 bytes; send a smaller picture."),
@@ -113,7 +123,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _description(refusal: Refusal) -> dict[str, Any]:
     title = HTTPStatus(refusal.status).phrase
-    example = Problem(title=title, **refusal._asdict()).model_dump(exclude_none=True)
+    example = problem_of(refusal).model_dump(exclude_none=True)
     schema = {"$ref": "#/components/schemas/Problem"}
     description: dict[str, Any] = {
         "description": title,

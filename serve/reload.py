@@ -58,6 +58,9 @@ class ServedModel:
         """Look at the switch no more."""
         self._stopped.set()
 
+    __del__ = stop
+    """Called by Ray Serve when another model needs the place."""
+
     def _load(self) -> DeViL:
         version = self._tried
         place = self.folder if version is None else version_folder(self.folder, version)

@@ -1,4 +1,4 @@
-"""What an operator can set: `serve run serve.app:app model=FOLDER max_batch_size=16 ...`."""
+"""What an operator can set: `serve run serve.app:app model=FOLDER turn_locations=512 ...`."""
 
 from typing import Literal
 
@@ -15,7 +15,11 @@ class Settings(BaseModel):
 
     model: str = Field(
         "runs/demo/model",
-        description="Model folder, or one of versions, or hub id OWNER/NAME.",
+        description="Model folder, or one of versions, or hub id OWNER/NAME; several with commas "
+        "between, the default first; NAME=FOLDER calls one otherwise than it calls itself.",
+    )
+    max_models: int = Field(
+        2, ge=1, description="Models that a copy holds at once; the least recently used goes."
     )
     reload_seconds: float = Field(
         5.0, gt=0, le=3600, description="How often a folder of versions is asked for a new one."
@@ -27,9 +31,14 @@ class Settings(BaseModel):
     threads: int = Field(
         0, ge=0, description="Processor threads of each copy; 0: its share of the machine."
     )
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Pictures explained at once.")
-    batch_wait_seconds: float = Field(
-        0.01, ge=0, le=10, description="How long a picture waits for others to join it."
+    turn_locations: int = Field(
+        256, ge=1, le=100_000, description="Locations read at once, of all requests together."
+    )
+    max_wait_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="A picture that others would delay for longer is refused with 429.",
     )
     max_request_bytes: int = Field(
         20_000_000, ge=1, description="Longer request bodies are refused while they are read."
@@ -40,11 +49,16 @@ class Settings(BaseModel):
         le=100_000_000,
         description="Pictures with more pixels are refused before they are decoded.",
     )
-    max_queued: int = Field(
-        64, ge=1, description="Requests that wait for a free copy; beyond, clients get 429."
+    max_pictures: int = Field(64, ge=1, le=10_000, description="Pictures of one request.")
+    max_open: int = Field(
+        256, ge=8, description="Requests that are open at once; beyond, clients get 429."
     )
     timeout_seconds: float = Field(
-        120.0, gt=0, le=3600, description="A request that takes longer is given up with 503."
+        120.0, gt=0, le=3600, description="A picture that takes longer is given up with 503."
+    )
+    state: str = Field("runs/service", description="Folder of what the service keeps.")
+    keep_explanations: int = Field(
+        1000, ge=0, description="Explanations kept under their ids; the oldest go first."
     )
 
     keys: str = Field(
@@ -56,8 +70,6 @@ class Settings(BaseModel):
     log_format: Literal["json", "text"] = Field(
         "json", description="How logs are written: JSON for programs, text for people."
     )
-
-    state: str = Field("runs/service", description="Folder in which audits are kept.")
 
     audit_roots: str = Field(
         "",
@@ -93,14 +105,3 @@ class Settings(BaseModel):
     resume_audits: bool = Field(
         True, description="Go on, at the start, with audits whose cluster went away."
     )
-
-    @property
-    def max_ongoing(self) -> int:
-        """Requests in one copy: a batch being explained, and one being decoded for the next."""
-        return 2 * self.max_batch_size
-
-    @property
-    def max_open(self) -> int:
-        """Requests that the ingress keeps open; some more than the copies and the queue hold, so
-        that it has room to refuse and to answer health checks."""
-        return self.max_queued + self.replicas * self.max_ongoing + 64

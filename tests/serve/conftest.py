@@ -32,11 +32,12 @@ MAX_REQUEST_BYTES = 200_000
 SETTINGS = {
     "device": "cpu",
     "threads": 1,
-    "max_batch_size": 4,
-    "batch_wait_seconds": 0.05,
+    "turn_locations": 64,
+    "max_wait_seconds": 100.0,
     "max_request_bytes": MAX_REQUEST_BYTES,
     "max_pixels": 1_000_000,
-    "max_queued": 8,
+    "max_pictures": 5,
+    "keep_explanations": 20,
 }
 
 
@@ -55,7 +56,7 @@ def model(model_folder: Path) -> DeViL:
 
 
 @pytest.fixture(scope="session")
-def address(model_folder: Path) -> Iterator[str]:
+def address(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the application answers; Ray is left running if others had started it."""
     ours = not ray.is_initialized()
     start_ray()
@@ -64,7 +65,8 @@ def address(model_folder: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        ray.serve.run(app(Settings(model=str(model_folder), **SETTINGS)))
+        state = str(tmp_path_factory.mktemp("state"))
+        ray.serve.run(app(Settings(model=str(model_folder), state=state, **SETTINGS)))
         yield f"http://127.0.0.1:{port}"
     finally:
         ray.serve.shutdown()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tiny import encoded, picture
 
 from devil import DecodingConfig, DeViL
-from serve.schemas import ExplanationDocument, ModelList
+from serve.schemas import ExplanationDocument, Line, ModelList
 
 from .conftest import PATH, assert_problem, post_all
 
@@ -147,3 +148,71 @@ def _references(part: Any) -> list[str]:
         found = [value for key, value in part.items() if key == "$ref"]
         return found + [r for value in part.values() for r in _references(value)]
     return [r for value in part for r in _references(value)] if isinstance(part, list) else []
+
+
+def test_points_words_and_routes_of_their_own(
+    client: httpx.Client, model: DeViL, jpeg: bytes
+) -> None:
+    files = {"image": jpeg}
+    asked = {"layers": ["layer3", "all"], "points": ["0.1,0.9", "0.5,0.5"], "words": 3}
+    found = client.post("/v1/caption", files=files, data=asked)
+    own = {"layers": ["layer3", "all"], "points": [(0.1, 0.9), (0.5, 0.5)], "words": 3}
+    assert_equal(found.json(), expected(model, jpeg, **own))
+    asked = {"layers": ["layer4"], "queries": ["red", "circle"], "calibration": "contrast"}
+    found = client.post("/v1/saliency", files=files, data=asked)
+    assert_equal(found.json(), expected(model, jpeg, captions=False, dense=False, **asked))
+    assert found.json()["layers"][0]["caption"] is None
+    refused = client.post("/v1/caption", files=files, data={"queries": ["red"]})
+    assert_problem(refused, 422, "queries", "no such field")
+    assert_problem(client.post("/v1/saliency", files=files), 422, "queries", "required")
+
+
+def test_several_pictures_are_lines(client: httpx.Client, model: DeViL, jpeg: bytes) -> None:
+    images = [encoded(picture("a red circle on the left side", side=70 + i)) for i in range(3)]
+    files = [("image", image) for image in [*images, b"no picture"]]
+    options = {"layers": ["layer4"], "queries": ["red"]}
+    response = client.post(PATH, files=files, data=options)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    lines = [Line.model_validate_json(line) for line in response.text.splitlines()]
+    assert sorted(line.index for line in lines) == [0, 1, 2, 3]
+    documents = {json.loads(line)["index"]: json.loads(line) for line in response.text.splitlines()}
+    assert documents[3]["problem"]["field"] == "image" and "explanation" not in documents[3]
+    for i, image in enumerate(images):
+        assert_equal(documents[i]["explanation"], expected(model, image, **options))
+        kept = client.get(f"/v1/explanations/{documents[i]['id']}")
+        assert kept.json() == documents[i]["explanation"]
+    texts = [base64.b64encode(image).decode() for image in images[:1]]
+    (line,) = client.post(PATH, json={"images": texts, **options}).text.splitlines()
+    assert_equal(json.loads(line)["explanation"], expected(model, images[0], **options))
+    asked = {"accept": "application/x-ndjson"}
+    single = client.post(PATH, files={"image": jpeg}, data=options, headers=asked)
+    assert json.loads(single.text)["index"] == 0
+
+
+def test_kept_explanations(client: httpx.Client, jpeg: bytes) -> None:
+    options = {"layers": ["layer4"], "queries": ["red"]}
+    response = client.post(PATH, files={"image": jpeg}, data=options)
+    place = response.headers["content-location"]
+    assert client.get(place).json() == response.json()
+    assert client.get(f"{place}/picture").content == jpeg
+    png = client.get(f"{place}.png")
+    assert png.headers["content-type"] == "image/png" and png.content.startswith(b"\x89PNG")
+    page = client.get(f"{place}.html")
+    assert page.headers["content-type"].startswith("text/html") and "</html>" in page.text
+    assert "sandbox" in page.headers["content-security-policy"]
+    unkept = client.post(PATH, files={"image": jpeg}, data={**options, "keep": False})
+    assert "content-location" not in unkept.headers
+    for wrong in ("0" * 32, "..", "%2e%2e%2fx", "A" * 32):
+        for ending in ("", ".png", ".html", "/picture"):
+            assert client.get(f"/v1/explanations/{wrong}{ending}").status_code == 404
+    for _ in range(20):  # the last 20 are kept
+        client.post(PATH, files={"image": jpeg}, data={"layers": ["layer4"], "dense": False})
+    assert_problem(client.get(place), 404, "id", "the last 20")
+
+
+def test_one_model_by_its_id(client: httpx.Client, model: DeViL, jpeg: bytes) -> None:
+    found = client.get(f"/v1/models/{model.name}").json()
+    assert found == client.get("/v1/models").json()["models"][0] and found["default"]
+    assert_problem(client.get("/v1/models/gpt-9"), 404, "id", model.name)
+    asked = {"model": model.name, "layers": ["layer4"], "dense": False}
+    assert client.post(PATH, files={"image": jpeg}, data=asked).status_code == 200

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from serve.body import read_body
+from serve.body import EXPLAIN, read_body
 from serve.problems import ProblemError
 
 
@@ -22,6 +22,6 @@ def test_a_client_that_leaves_is_no_fault_of_ours(kind: bytes) -> None:
 
     request = Request({"type": "http", "headers": [(b"content-type", kind)]}, receive)
     with pytest.raises(ProblemError) as caught:
-        asyncio.run(read_body(request, 1000))
+        asyncio.run(read_body(request, EXPLAIN, max_bytes=1000, max_pictures=1))
     assert caught.value.refusal.status == 400
     assert "closed" in caught.value.refusal.detail

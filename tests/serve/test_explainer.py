@@ -1,122 +1,65 @@
-"""Batches: what shares a pass of the model, and errors that stay with the item that caused them."""
+"""The explainer: what clients are told of errors, models that come and go, health."""
 
-import asyncio
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray.serve
-import ray.serve.handle
 import torch
-from PIL import Image
-from tiny import encoded, picture
+from tiny import encoded, picture, tiny_model
 
-from devil import DeViL, Explanation
-from serve.explainer import Explainer, Item, chosen_device, explain_batch
-from serve.schemas import Options, Refusal
+from devil import Explanation
+from devil.errors import LayerError
+from serve.desk import BusyError
+from serve.explainer import Explainer, chosen_device, refusal_of
+from serve.schemas import ExplainOptions, Refusal
 from serve.settings import Settings
 
 from .conftest import SETTINGS
 
-RED = picture("a red circle on the left side")
-BLUE = picture("a blue square on the top side")
-BRIEF = Options(layers=("layer4",), queries=("red",), dense=False, max_new_tokens=5)
+RED = encoded(picture("a red circle on the left side"))
+BRIEF = ExplainOptions(layers=("layer4",), queries=("red",), dense=False, max_new_tokens=5)
 
 
-def item(image: Image.Image, options: Options = BRIEF) -> Item:
-    return Item(image, options)
-
-
-def test_answers_are_in_order_and_equal_options_share_a_pass(model: DeViL) -> None:
-    other = BRIEF.model_copy(update={"layers": ("layer2",)})
-    passes = []
-    assert model.backbone is not None
-    hook = model.backbone.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
-    items = [item(RED), item(BLUE, other), item(BLUE), item(RED, other), item(RED)]
-    answers = explain_batch(model, items)
-    hook.remove()
-    assert passes == [3, 2]
-    for (image, options), answer in zip(items, answers, strict=True):
-        assert isinstance(answer, bytes)
-        found = Explanation.from_json(answer)
-        alone = model.explain(
-            image, layers=options.layers, queries=options.queries, dense=options.dense
-        )
-        (layer,) = options.layers or ()
-        np.testing.assert_allclose(
-            found.layers[layer].saliency["red"], alone.layers[layer].saliency["red"], atol=1e-4
-        )
-
-
-def test_a_wrong_option_refuses_its_group_alone(model: DeViL) -> None:
-    wrong = BRIEF.model_copy(update={"layers": ("layer9",)})
-    good, first, second = explain_batch(model, [item(RED), item(RED, wrong), item(BLUE, wrong)])
-    assert isinstance(good, bytes)
-    assert isinstance(first, Refusal) and first == second
-    assert (first.status, first.field) == (422, "layers")
-    assert "layer2, layer3, layer4, all" in first.detail
-
-
-def test_one_bad_picture_does_not_fail_its_group(model: DeViL) -> None:
-    thin = Image.new("RGB", (2, 64))  # would have been refused before; fails inside the pass
-    first, refused, last = explain_batch(model, [item(RED), item(thin), item(BLUE)])
-    assert isinstance(first, bytes) and isinstance(last, bytes)
-    assert isinstance(refused, Refusal) and refused.field == "image"
-
-
-def test_faults_of_ours_are_not_told(model_folder: Path) -> None:
-    (refused,) = explain_batch(
-        DeViL.from_pretrained(model_folder, load_backbone=False), [item(RED)]
-    )
-    assert isinstance(refused, Refusal)
-    assert refused.status == 500 and "backbone" not in refused.detail
+def test_what_clients_are_told() -> None:
+    asked = refusal_of(LayerError("no layer9"))
+    assert asked == Refusal(422, "no layer9", "layers")
+    ours = refusal_of(RuntimeError("/home/secret is broken"))
+    assert ours.status == 500 and "secret" not in ours.detail
+    busy = refusal_of(BusyError(2.5))
+    assert (busy.status, busy.retry_after) == (429, 3)
 
 
 @pytest.mark.usefixtures("address")
-def test_what_comes_while_a_batch_runs_shares_the_next(model_folder: Path) -> None:
-    class Held(Explainer):
-        """Counts the pictures of each pass, and holds the first one until it is let go."""
+def test_models_come_and_go(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("two", 2), ("three", 3)):
+        tiny_model(tmp_path / name, seed=seed).save_pretrained(tmp_path / name / "model")
 
-        def __init__(self, settings: Settings) -> None:
-            super().__init__(settings)
-            self.passes: list[int] = []
-            self.let_go = threading.Event()
-            assert self.model.backbone is not None
-            self.model.backbone.register_forward_pre_hook(self.hold)
+    class Watched(Explainer):
+        """Tells how many models it holds."""
 
-        def hold(self, _: object, given: tuple[torch.Tensor]) -> None:
-            self.passes.append(len(given[0]))
-            self.let_go.wait()
+        async def held(self) -> int:
+            import gc
 
-        async def counted(self, *, let_go: bool = False) -> list[int]:
-            if let_go:
-                self.let_go.set()
-            return self.passes
+            from serve.reload import ServedModel
 
-    settings = Settings(model=str(model_folder), **SETTINGS | {"batch_wait_seconds": 0})
-    deployment = ray.serve.deployment(Held, max_ongoing_requests=settings.max_ongoing)
-    handle = ray.serve.run(deployment.bind(settings), name="held", route_prefix=None)
+            gc.collect()
+            return sum(isinstance(found, ServedModel) for found in gc.get_objects())
 
-    async def ask_all() -> list[bytes | Refusal]:
-        answers = []
-        for _ in range(4):
-            answers.append(asyncio.ensure_future(_answer(handle)))
-            while await handle.counted.remote() != [1]:
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(0.3)
-        await handle.counted.remote(let_go=True)
-        return await asyncio.gather(*answers)
-
-    answers = asyncio.run(ask_all())
-    passes = handle.counted.remote().result()
-    ray.serve.delete("held")
-    assert all(isinstance(answer, bytes) for answer in answers)
-    assert passes == [1, 3]
-
-
-async def _answer(handle: ray.serve.handle.DeploymentHandle) -> bytes | Refusal:
-    return await handle.explain.remote(encoded(RED), BRIEF)
+    names = ("one", "two", "three")
+    model = ",".join(f"{name}={tmp_path / name / 'model'}" for name in names)
+    settings = Settings(**SETTINGS | {"model": model, "max_models": 2})
+    deployment = ray.serve.deployment(Watched, ray_actor_options={"num_cpus": 0})
+    handle = ray.serve.run(deployment.bind(settings), name="watched", route_prefix=None)
+    versions = []
+    for name in (*names, "one"):
+        answer = handle.options(multiplexed_model_id=name).explain.remote(name, RED, BRIEF, "a")
+        found = answer.result()
+        assert isinstance(found, bytes), found
+        versions.append(Explanation.from_json(found).version)
+        assert handle.held.remote().result() <= 2
+    handle.probe.remote().result()
+    ray.serve.delete("watched")
+    assert versions[0] == versions[3] and len(set(versions)) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")

@@ -6,6 +6,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,21 +16,32 @@ import ray.serve.handle
 from PIL import Image
 from tiny import encoded
 
-from serve.app import Ingress
-from serve.schemas import Options
+from serve.app import Ingress, app
+from serve.schemas import ExplainOptions
 from serve.settings import Settings
 
-from .conftest import MAX_REQUEST_BYTES, PATH, assert_problem, post_all
+from .conftest import MAX_REQUEST_BYTES, PATH, SETTINGS, assert_problem, post_all
 
 
-def test_more_requests_than_the_queue_holds(
-    address: str, client: httpx.Client, jpeg: bytes
-) -> None:
+@pytest.fixture(scope="module")
+def impatient(
+    address: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Where an application answers that lets nobody wait."""
+    state = str(tmp_path_factory.mktemp("state"))
+    settings = Settings(**SETTINGS | {"model": str(model_folder), "max_wait_seconds": 0.02})
+    application = app(settings.model_copy(update={"state": state}))
+    ray.serve.run(application, name="impatient", route_prefix="/impatient")
+    yield f"{address}/impatient"
+    ray.serve.delete("impatient")
+
+
+def test_more_requests_than_can_be_answered_soon(impatient: str, jpeg: bytes) -> None:
     async def post_all_and_check_health() -> tuple[list[httpx.Response], httpx.Response]:
-        posts = asyncio.create_task(post_all(address, [(jpeg, {})] * 48))
-        async with httpx.AsyncClient(base_url=address, timeout=120) as other:
+        posts = asyncio.create_task(post_all(impatient, [(jpeg, {})] * 48))
+        async with httpx.AsyncClient(timeout=120) as other:
             await asyncio.sleep(0.5)
-            health = await other.get("/healthz")
+            health = await other.get(f"{impatient}/healthz")
         return await posts, health
 
     responses, health = asyncio.run(post_all_and_check_health())
@@ -37,9 +49,12 @@ def test_more_requests_than_the_queue_holds(
     statuses = {response.status_code for response in responses}
     assert statuses == {200, 429}
     refused = next(response for response in responses if response.status_code == 429)
-    assert_problem(refused, 429, None, "waiting")
+    assert_problem(refused, 429, None, "wait")
     assert int(refused.headers["retry-after"]) >= 1
-    assert client.post(PATH, files={"image": jpeg}, data={"dense": False}).status_code == 200
+    alone = httpx.post(
+        f"{impatient}{PATH}", files={"image": jpeg}, data={"dense": False}, timeout=120
+    )
+    assert alone.status_code == 200
 
 
 def slow_explainer() -> type:
@@ -51,23 +66,29 @@ def slow_explainer() -> type:
         def __init__(self, explainer: ray.serve.handle.DeploymentHandle) -> None:
             self._explainer = explainer
 
-        async def explain(self, image: bytes, options: Options) -> Any:
+        async def explain(
+            self, model: str, image: bytes, options: ExplainOptions, owner: str
+        ) -> Any:
             """Answer what has no queries."""
             if options.queries:
                 await asyncio.Event().wait()
-            return await self._explainer.explain.remote(image, options)
+            return await self._explainer.explain.remote(model, image, options, owner)
 
     return Slow
 
 
 @pytest.fixture(scope="module")
-def hurried(address: str) -> Iterator[str]:
+def hurried(
+    address: str, model_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """Where another ingress answers, which gives requests up early, for two requests at a time."""
     explainer = ray.serve.get_deployment_handle("Explainer", app_name="default")
     free = {"num_cpus": 0}
     slow = ray.serve.deployment(slow_explainer(), max_ongoing_requests=2, ray_actor_options=free)
     ingress = ray.serve.deployment(Ingress, ray_actor_options=free)
-    application = ingress.bind(Settings(timeout_seconds=0.25), slow.bind(explainer))
+    state = str(tmp_path_factory.mktemp("state"))
+    settings = Settings(model=str(model_folder), state=state, timeout_seconds=0.25)
+    application = ingress.bind(settings, slow.bind(explainer))
     ray.serve.run(application, name="hurried", route_prefix="/hurried")
     yield f"{address}/hurried"
     ray.serve.delete("hurried")
@@ -140,6 +161,8 @@ def test_pictures_that_are_refused(client: httpx.Client, file: bytes, words: str
         ({"max_new_tokens": "many"}, "max_new_tokens", ["integer"]),
         ({"dense": "perhaps"}, "dense", ["boolean"]),
         ({"picture": "cat.png"}, "picture", ["no such field"]),
+        ({"model": "gpt-9"}, "model", ["no model is called 'gpt-9'"]),
+        ({"words": 51}, "words", ["less than or equal to 50"]),
     ],
 )
 def test_options_that_are_refused(
@@ -202,7 +225,11 @@ def test_missing_and_repeated_pictures(client: httpx.Client, jpeg: bytes) -> Non
     assert_problem(client.post(PATH, files={"photo": jpeg}), 422, "photo")
     as_text = client.post(PATH, files={"image": (None, "text")})
     assert_problem(as_text, 422, "image", "file")
-    assert_problem(client.post(PATH, files=[("image", jpeg)] * 2), 400, None, "files")
+    assert_problem(client.post(PATH, files=[("image", jpeg)] * 6), 400, None, "files")
+    texts = [base64.b64encode(jpeg).decode()] * 6
+    assert_problem(client.post(PATH, json={"images": texts}), 422, "images", "at most 5")
+    both = {"image": texts[0], "images": texts[:1]}
+    assert_problem(client.post(PATH, json=both), 422, "image", "either")
     twice = client.post(PATH, files={"image": jpeg}, data={"dense": ["true", "false"]})
     assert_problem(twice, 422, "dense", "once")
     assert_problem(client.post(PATH), 415, None)

@@ -16,34 +16,49 @@ from devil.errors import ModelFolderError
 from devil.images import MAX_PIXELS
 from devil.saliency import Calibration
 from serve.app import app
-from serve.schemas import Options
+from serve.schemas import CaptionOptions, ExplainOptions, SaliencyOptions
 from serve.settings import Settings
 
 FILES = sorted(Path(serve.__file__).parent.glob("**/*.py"))
 
 
 def test_options_are_those_of_the_python_api() -> None:
-    options = Options.model_fields
+    options = ExplainOptions.model_fields
     assert options["calibration"].annotation is not None
     assert get_args(options["calibration"].annotation) == get_args(Calibration)
     parameters = inspect.signature(DeViL.explain).parameters
-    shared = set(options) - {"max_new_tokens"}
-    assert shared == set(parameters) - {"self", "image", "decoding"}
+    shared = set(options) - {"max_new_tokens", "model", "keep"}
+    assert shared == set(parameters) - {"self", "image", "decoding", "captions"}
     for name in shared:
         assert options[name].default == parameters[name].default
     assert options["max_new_tokens"].default == DecodingConfig().max_new_tokens
 
 
 def test_layers_count_once_and_in_order() -> None:
-    assert Options(layers=("layer4", "all", "layer4")).layers == ("layer4", "all")
-    assert Options(layers=()).layers == ()
-    assert Options().layers is None
+    assert ExplainOptions(layers=("layer4", "all", "layer4")).layers == ("layer4", "all")
+    assert ExplainOptions(layers=()).layers == ()
+    assert ExplainOptions().layers is None
+
+
+def test_questions_ask_what_the_route_is_for() -> None:
+    whole = ExplainOptions(queries=("dog",), points=((0.5, 0.25),), words=3).question()
+    assert (whole.queries, whole.points, whole.words) == (("dog",), ((0.5, 0.25),), 3)
+    assert whole.captions and not whole.everywhere
+    assert CaptionOptions().question().everywhere
+    maps = SaliencyOptions(queries=("dog",)).question()
+    assert not maps.captions and not maps.everywhere
+    with pytest.raises(ValidationError):
+        SaliencyOptions(queries=())
+    form = ExplainOptions.model_validate({"points": ("0.5,0.25", "1,0")})
+    assert form.points == ((0.5, 0.25), (1.0, 0.0))
+    for wrong in ("0.5", "0.5,2", "nan,0", "1,1,1"):
+        with pytest.raises(ValidationError):
+            ExplainOptions.model_validate({"points": (wrong,)})
 
 
 def test_settings_come_from_text_and_are_checked() -> None:
-    settings = Settings.model_validate({"model": "m", "max_batch_size": "4", "replicas": "2"})
-    assert (settings.max_batch_size, settings.max_ongoing) == (4, 8)
-    assert settings.max_open > settings.max_queued + 2 * settings.max_ongoing
+    settings = Settings.model_validate({"model": "m", "turn_locations": "4", "replicas": "2"})
+    assert (settings.turn_locations, settings.replicas) == (4, 2)
     with pytest.raises(ValidationError, match="modle"):
         Settings.model_validate({"modle": "m"})
     with pytest.raises(ValidationError, match="max_pixels"):

@@ -1,0 +1,305 @@
+"""The desk: pictures of concurrent requests share the model's batches, location by location.
+
+Each turn reads so many rows of open drafts (`devil.draft`). Rows that ask the same queries can be
+read together; among those, every request gets an equal share of a turn, and what a small one leaves
+goes to the others. So fifty small requests do not wait for a big one, nor it for them.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from PIL import Image
+
+from devil.config import DecodingConfig
+from devil.decoding import check_length
+from devil.draft import Asked, Draft, Rows, prepare
+from devil.explanation import Explanation
+from devil.model import DeViL
+from devil.picture_features import image_features, of_picture
+from devil.question import Question
+from devil.reading import read_rows
+from devil.types import ALL_LAYERS
+from serve import metrics
+
+MOST_WAITING = 100_000
+"""Rows that wait at most, however fast they are read: their features take memory."""
+PICTURES_AT_ONCE = 8
+"""Pictures that pass the backbone between two turns, at most."""
+MEMORY = 0.8
+"""Weight of earlier turns in the measured rate."""
+
+logger = logging.getLogger("ray.serve")
+
+
+class BusyError(Exception):
+    """Too much is waiting already."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+        """Time after which the request would probably be taken."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Job:
+    """A picture that is waiting or being read."""
+
+    model: DeViL
+    picture: Image.Image
+    asked: Asked
+    longest: int
+    owner: str
+    rows: int
+    """Rows left, a guess until the draft is there."""
+    done: asyncio.Future[Explanation]
+    came: float
+    turn: int
+    """The last turn that it had a share in."""
+    draft: Draft | None = None
+    explanation: Explanation | None = None
+    failure: Exception | None = None
+
+    @property
+    def kind(self) -> Hashable:
+        """Jobs of equal kinds can be read together."""
+        return id(self.model), self.asked.plan.queries, self.longest
+
+
+class Desk:
+    """Explains pictures for many at once; lives in an event loop, works in one thread."""
+
+    def __init__(self, *, turn_locations: int, max_wait_seconds: float) -> None:
+        """Open the desk.
+
+        Args:
+            turn_locations: rows of one turn.
+            max_wait_seconds: a picture that others would delay for longer is refused.
+        """
+        self.turn_locations, self.max_wait_seconds = turn_locations, max_wait_seconds
+        self.rate: float | None = None
+        """Rows read per second, lately."""
+        self.started: float | None = None
+        """When the step that is running began."""
+        self._jobs: list[Job] = []
+        self._turn = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
+        self._worker: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Rows that are yet to be read."""
+        return sum(job.rows for job in self._jobs)
+
+    async def explain(
+        self,
+        model: DeViL,
+        picture: Image.Image,
+        question: Question,
+        *,
+        owner: str,
+        max_new_tokens: int = 50,
+    ) -> Explanation:
+        """Explain a picture.
+
+        Args:
+            model: answers, to the end, whatever takes its place meanwhile.
+            picture: in RGB.
+            question: what is asked.
+            owner: pictures of equal owners share one share of the turns.
+            max_new_tokens: longest caption.
+
+        Raises:
+            LayerError, QueryError, ConfigError: it cannot be answered; says why, and what can.
+            BusyError: others would delay it for too long.
+        """
+        loop = asyncio.get_running_loop()
+        asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
+        rows = rows_of(model, asked)
+        self._admit(rows, owner)
+        job = Job(
+            model=model,
+            picture=picture,
+            asked=asked,
+            longest=max_new_tokens,
+            owner=owner,
+            rows=rows,
+            done=loop.create_future(),
+            came=time.monotonic(),
+            turn=self._turn,
+        )
+        self._jobs.append(job)
+        if self._worker is None or self._worker.done():
+            self._worker = loop.create_task(self._work())
+        try:
+            return await job.done
+        finally:
+            if job in self._jobs:  # given up
+                self._jobs.remove(job)
+
+    def _admit(self, rows: int, owner: str) -> None:
+        """Refuse what would wait for too long.
+
+        With equal shares, others delay it by what they have waiting, but each by no more than what
+        it brings itself.
+        """
+        others: dict[str, int] = {}
+        for job in self._jobs:
+            others[job.owner] = others.get(job.owner, 0) + job.rows
+        own = others.pop(owner, 0)
+        ahead = own + sum(min(left, own + rows) for left in others.values())
+        seconds = ahead / self.rate if self.rate else 0.0
+        if ahead and seconds > self.max_wait_seconds:
+            raise BusyError(seconds - self.max_wait_seconds)
+        if ahead and self.waiting + rows > MOST_WAITING:
+            raise BusyError(seconds)
+
+    async def _work(self) -> None:
+        """Turn after turn, until nothing is left."""
+        try:
+            while self._jobs:
+                await self._step()
+        except Exception as error:  # a fault of ours must not let requests wait for ever
+            for job in self._jobs:
+                job.failure = error
+            self._close(list(self._jobs))
+        finally:
+            self.started = None
+            metrics.waiting(0)
+
+    async def _step(self) -> None:
+        """Open pictures that have come, then read a turn's rows."""
+        loop = asyncio.get_running_loop()
+        self.started = time.monotonic()
+        metrics.waiting(self.waiting)
+        new = _in_turns([job for job in self._jobs if job.draft is None])[:PICTURES_AT_ONCE]
+        if new:
+            with metrics.timed("backbone"):
+                await loop.run_in_executor(self._thread, _open, new)
+            self._close(new)
+        taken = self._next_turn()
+        assert new or taken, "jobs that nothing can be done for"
+        if taken:
+            began = time.monotonic()
+            rows = sum(part.stop - part.start for _, parts in taken for part in parts)
+            with metrics.timed("translate"):
+                await loop.run_in_executor(self._thread, _read, taken)
+            metrics.batched(rows, self.turn_locations)
+            self._measure(rows, began)
+            self._close([job for job, _ in taken])
+
+    def _next_turn(self) -> "list[tuple[Job, list[Rows]]]":
+        """Rows of the kind that has waited longest, in equal shares of the owners."""
+        jobs = [job for job in self._jobs if job.draft is not None]
+        if not jobs:
+            return []
+        kind = min(jobs, key=lambda job: job.turn).kind
+        self._turn += 1
+        owners: dict[str, list[Job]] = {}
+        for job in jobs:
+            if job.kind == kind:
+                owners.setdefault(job.owner, []).append(job)
+        taken: list[tuple[Job, list[Rows]]] = []
+        room = self.turn_locations
+        shares = sorted(owners.values(), key=lambda own: sum(job.rows for job in own))
+        for left, own in zip(range(len(shares), 0, -1), shares, strict=True):
+            share = -(-room // left)
+            for job in own:
+                assert job.draft is not None
+                if not job.draft.taken:
+                    metrics.spent("queue", time.monotonic() - job.came)
+                job.turn = self._turn
+                parts = job.draft.take(min(share, room))
+                count = sum(rows.stop - rows.start for rows in parts)
+                if count:
+                    taken.append((job, parts))
+                job.rows, share, room = job.draft.waiting, share - count, room - count
+        return taken
+
+    def _measure(self, rows: int, began: float) -> None:
+        rate = rows / max(time.monotonic() - began, 1e-6)
+        self.rate = rate if self.rate is None else MEMORY * self.rate + (1 - MEMORY) * rate
+
+    def _close(self, jobs: Sequence[Job]) -> None:
+        """Hand over what is finished or has failed."""
+        for job in jobs:
+            if job.explanation is None and job.failure is None:
+                continue
+            if job in self._jobs:
+                self._jobs.remove(job)
+            if job.done.done():  # given up
+                continue
+            if job.failure is not None:
+                job.done.set_exception(job.failure)
+            elif job.explanation is not None:
+                job.done.set_result(job.explanation)
+
+
+def _prepare(model: DeViL, question: Question, longest: int) -> Asked:
+    check_length(model.language_model, model.translator.config.prefix_length, longest)
+    return prepare(model, question)
+
+
+def rows_of(model: DeViL, asked: Asked) -> int:
+    """How many rows a picture takes, to a few."""
+    question, rows = asked.question, 0
+    for layer in asked.layers:
+        shape = model.shapes[model.layers[-1] if layer == ALL_LAYERS else layer]
+        some = shape.locations if question.everywhere else len(question.points)
+        rows += shape.locations if question.queries else some
+        rows += question.captions
+    return rows
+
+
+def _in_turns(jobs: Sequence[Job]) -> list[Job]:
+    """One of each owner, then the next of each."""
+    count: Counter[str] = Counter()
+    ranked = []
+    for place, job in enumerate(jobs):
+        ranked.append((count[job.owner], place, job))
+        count[job.owner] += 1
+    return [job for _, _, job in sorted(ranked, key=lambda one: one[:2])]
+
+
+def _open(jobs: Sequence[Job]) -> None:
+    """One backbone pass for the pictures of each model; what fails together is tried alone."""
+    for model in {id(job.model): job.model for job in jobs}.values():
+        own = [job for job in jobs if job.model is model]
+        try:
+            features = image_features(model, [job.picture for job in own])
+            for i, job in enumerate(own):
+                job.draft = Draft(model, of_picture(features, i), job.picture, job.asked)
+                job.rows = job.draft.rows
+                _finish(job)
+        except Exception as error:
+            _fail(own, error, lambda job: _open([job]))
+
+
+def _read(taken: Sequence[tuple[Job, list[Rows]]]) -> None:
+    """Read a turn's rows; what fails together is tried alone."""
+    first = taken[0][0]
+    try:
+        rows = [part for _, parts in taken for part in parts]
+        read_rows(first.model, rows, DecodingConfig(max_new_tokens=first.longest))
+        for job, _ in taken:
+            _finish(job)
+    except Exception as error:
+        parts = dict(taken)
+        _fail([job for job, _ in taken], error, lambda job: _read([(job, parts[job])]))
+
+
+def _fail(jobs: Sequence[Job], error: Exception, alone: Callable[[Job], None]) -> None:
+    if len(jobs) == 1:
+        jobs[0].failure = error
+        return
+    for job in jobs:
+        alone(job)
+
+
+def _finish(job: Job) -> None:
+    if job.draft is not None and job.draft.finished:
+        job.explanation = job.draft.explanation()

@@ -1,0 +1,130 @@
+"""Explanations that are kept under an id, with their pictures, so that they can be looked at later.
+
+Each is a folder of the service's state: `explanation.json` and the picture's file as it was sent.
+It is renamed into its place when it is whole. The oldest go when there are too many.
+"""
+
+import asyncio
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Literal
+
+import ray
+from fastapi import FastAPI, Response
+from fastapi.responses import FileResponse
+
+from devil.explanation import Explanation
+from devil.images import open_image
+from serve.problems import ProblemError, problem_responses
+from serve.schemas import ExplanationDocument
+
+FOLDER, DOCUMENT, PICTURE = "explanations", "explanation.json", "picture"
+ID = re.compile(r"[0-9a-f]{32}")
+# The page runs the report's own script, and must not act in the service's name.
+SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts", "X-Content-Type-Options": "nosniff"}
+NEVER_CHANGES = {"Cache-Control": "private, max-age=86400, immutable"}
+
+
+class Kept:
+    """The explanations of a folder."""
+
+    def __init__(self, state: str, most: int) -> None:
+        """Take over what is there.
+
+        Args:
+            state: folder of the service; all copies of the ingress must share it.
+            most: explanations that are kept.
+        """
+        self.folder, self.most = Path(state) / FOLDER, most
+        self.folder.mkdir(parents=True, exist_ok=True)
+        found = [path for path in self.folder.iterdir() if ID.fullmatch(path.name)]
+        self._ids = deque(path.name for path in sorted(found, key=lambda p: p.stat().st_mtime))
+
+    def keep(self, document: bytes, picture: bytes) -> str:
+        """Write an explanation and its picture; returns the id, which cannot be guessed."""
+        name = secrets.token_hex(16)
+        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+        (temporary / DOCUMENT).write_bytes(document)
+        (temporary / PICTURE).write_bytes(picture)
+        os.rename(temporary, self.folder / name)
+        self._ids.append(name)
+        while len(self._ids) > self.most:
+            shutil.rmtree(self.folder / self._ids.popleft(), ignore_errors=True)
+        return name
+
+    def find(self, name: str) -> Path:
+        """The folder of an explanation.
+
+        Raises:
+            ProblemError: 404, there is none.
+        """
+        if ID.fullmatch(name) and (self.folder / name / DOCUMENT).is_file():
+            return self.folder / name
+        raise ProblemError(
+            404,
+            f"no explanation is kept under this id; the last {self.most} are. Ask for it again.",
+            "id",
+        )
+
+
+@ray.remote(num_cpus=0)
+def _drawn(document: bytes, picture: bytes, kind: Literal["png", "html"]) -> bytes:
+    """An explanation as a picture or a page; in a process of its own, for it takes a second."""
+    found = Explanation.from_json(document, image=open_image(picture))
+    if kind == "html":
+        return found.to_html().encode("utf-8", errors="replace")
+    with tempfile.TemporaryDirectory() as folder:
+        return found.to_png(Path(folder) / "explanation.png").read_bytes()
+
+
+def add_kept_routes(api: FastAPI, kept: Kept) -> None:
+    """`GET /v1/explanations/{id}`, its picture, and the explanation drawn and as a page."""
+
+    async def drawn(name: str, kind: Literal["png", "html"]) -> bytes:
+        folder = kept.find(name)
+        document = await asyncio.to_thread((folder / DOCUMENT).read_bytes)
+        picture = await asyncio.to_thread((folder / PICTURE).read_bytes)
+        return await _drawn.remote(document, picture, kind)
+
+    async def png(id: str) -> Response:
+        return Response(await drawn(id, "png"), media_type="image/png", headers=NEVER_CHANGES)
+
+    async def html(id: str) -> Response:
+        headers = SANDBOX | NEVER_CHANGES
+        return Response(await drawn(id, "html"), media_type="text/html", headers=headers)
+
+    async def picture(id: str) -> Response:
+        path = kept.find(id) / PICTURE
+        headers = SANDBOX | NEVER_CHANGES
+        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+
+    async def document(id: str) -> Response:
+        path = kept.find(id) / DOCUMENT
+        return FileResponse(path, media_type="application/json", headers=NEVER_CHANGES)
+
+    place, missing = "/v1/explanations/{id}", problem_responses(404, 500)
+    for ending, route, media, summary in (
+        (".png", png, "image/png", "A kept explanation, drawn"),
+        (".html", html, "text/html", "A kept explanation as a page that needs nothing else"),
+        ("/picture", picture, "application/octet-stream", "The picture that was explained"),
+    ):
+        content = {media: {"schema": {"type": "string", "format": "binary"}}}
+        api.add_api_route(
+            place + ending,
+            route,
+            summary=summary,
+            response_class=Response,
+            responses={200: {"content": content}, **missing},
+        )
+    api.add_api_route(
+        place,
+        document,
+        summary="A kept explanation",
+        response_model=ExplanationDocument,
+        responses=missing,
+    )
