@@ -10,7 +10,7 @@ from concurrent.futures import TimeoutError as LateError
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import ray
-import ray.experimental.internal_kv as internal_kv
+import ray.experimental.internal_kv
 import ray.job_submission
 import requests
 
@@ -140,5 +140,5 @@ def find_dashboard() -> str | None:
     """The dashboard of the cluster that this process belongs to; None: it runs without."""
     if not ray.is_initialized():
         return None
-    found = internal_kv._internal_kv_get(KEY, namespace=KEY)
+    found = ray.experimental.internal_kv._internal_kv_get(KEY, namespace=KEY)
     return f"http://{found.decode()}" if found else None
