@@ -31,6 +31,8 @@ from pipelines.cli import run_script
 PROBLEM = "application/problem+json"
 LEAKS = (b"Traceback", b'.py"', b"site-packages", b"RayTaskError", b"ActorDied")
 """Words of the code, which no answer may hold."""
+OF_SERVER = (400, 426)
+"""What is no HTTP, or no WebSocket, never reaches the application; the server beneath says so."""
 TRIES = 60
 """Good requests may be told to wait (429) so often, a second each."""
 SHOWN = 300
@@ -91,8 +93,8 @@ def fault(received: Received) -> str | None:
         return "an answer speaks of the code"
     headers = received.headers
     kind = headers.get("content-type", "")
-    # What is no HTTP never reaches the application: the server beneath answers 400 in plain text.
-    if status >= 400 and kind != PROBLEM and not (status == 400 and kind.startswith("text/plain")):
+    plain = status in OF_SERVER and kind.startswith("text/plain")
+    if status >= 400 and kind != PROBLEM and not plain:
         return f"status {status} as {kind!r}"
     return None
 

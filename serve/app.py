@@ -32,6 +32,8 @@ from serve.settings import RETRY_AFTER_SECONDS, Settings
 
 API_VERSION = "1.0"
 HEALTH_CHECK_TIMEOUT_SECONDS = 60
+DRAIN_SECONDS = 10.0
+"""A copy that is to go has so long to finish, beyond what its longest request may take."""
 NOT_READY = "The model is not ready to answer; try again later."
 PROBE_SECONDS = 5.0
 """How long a health check waits for the explainer."""
@@ -189,6 +191,7 @@ def app(settings: Settings) -> ray.serve.Application:
         max_queued_requests=settings.max_open,
         ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(settings)},
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+        graceful_shutdown_timeout_s=settings.timeout_seconds + DRAIN_SECONDS,
         logging_config=logging_of(settings),
     ).bind(settings)
     ingress = ray.serve.deployment(
@@ -201,6 +204,7 @@ def app(settings: Settings) -> ray.serve.Application:
         ),
         ray_actor_options={"num_cpus": 0},
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
+        graceful_shutdown_timeout_s=settings.timeout_seconds + DRAIN_SECONDS,
         logging_config=logging_of(settings),
     )
     return ingress.bind(settings, explainer)
