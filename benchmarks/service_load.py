@@ -1,0 +1,250 @@
+"""What the service gives: its rate beside the engine's own, and ten times the load it can carry.
+
+    DEVIL_REAL_DATA=... python benchmarks/service_load.py
+
+Needs the public load generator `hey` (Debian's package of that name). A small real model is trained
+first (three shards of photos, some hundred steps), unless `--model` names one. Then the same photos
+are captioned at every location of the last layer: by the library in one process; over HTTP, by as
+many clients as keep it busy; by `hey` at half of that rate; and at ten times of it. Figures go to
+`benchmarks/results/service-load.json`.
+"""
+
+import asyncio
+import csv
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+import ray.serve
+
+from benchmarks.machine import describe_machine
+from benchmarks.memory import resident
+from benchmarks.real_photos import extract_options, real_data, train_options
+from devil.data.webdataset import list_shards, read_shard
+from devil.errors import ConfigError
+from devil.files import write_json
+from pipelines.cli import run_script
+from pipelines.extract import extract
+from pipelines.pool import start_ray
+from pipelines.train import train
+from serve.app import app
+from serve.settings import Settings
+
+LAYER, TOKENS = "blocks.11", 20
+CLIENTS = 8
+"""Requests at once while the rate is measured."""
+
+logger = logging.getLogger("service")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of the benchmark."""
+
+    model: str = ""
+    """Model folder; empty: one is trained."""
+    photos: int = 48
+    """Photos that are captioned, again and again."""
+    seconds: float = 120.0
+    """How long each load lasts."""
+    overload: float = 10.0
+    """Times the measured rate."""
+    max_wait_seconds: float = 1.0
+    """Setting of the service: a request that others would delay for longer is refused."""
+    turn_locations: int = 384
+    """Setting of the service: locations read at once."""
+    steps: int = 200
+    """Steps of training, where a model is trained."""
+    results: str = "benchmarks/results"
+    """Folder of the figures."""
+
+
+def load(options: LoadOptions) -> dict[str, Any]:
+    """Measure, write the figures, and print them.
+
+    Raises:
+        ConfigError: `hey` is not installed.
+    """
+    if shutil.which("hey") is None:
+        raise ConfigError("the load generator hey is not installed; apt-get install hey.")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        start_ray()
+        model = options.model or small_model(Path(folder), options.steps)
+        photos = some_photos(options.photos)
+        offline = ray.get(_offline.remote(model, photos))
+        logger.info("library: %.1f locations/s", offline)
+        found = _served(options, model, photos, Path(folder))
+    found = {
+        "machine": describe_machine(),
+        "settings": {
+            "layer": LAYER,
+            "max_new_tokens": TOKENS,
+            "turn_locations": options.turn_locations,
+            "max_wait_seconds": options.max_wait_seconds,
+        },
+        "offline_locations_per_second": round(offline, 1),
+        "served_share_of_offline": round(found["served_locations_per_second"] / offline, 3),
+        **found,
+    }
+    write_json(Path(options.results) / "service-load.json", found)
+    print(json.dumps(found, indent=2))
+    return found
+
+
+def small_model(folder: Path, steps: int) -> str:
+    """A model trained for a short while, whose captions end by themselves."""
+    data = real_data()
+    extraction = extract_options(data, folder, "train")
+    extract(replace(extraction, limit=3))
+    full = train_options(data, folder)
+    short = replace(
+        full.training, steps=steps, warmup_steps=50, validation_rows=0, checkpoint_every=steps
+    )
+    train(replace(full, training=short))
+    return str(folder / "model")
+
+
+def some_photos(count: int) -> list[bytes]:
+    """Files of validation photos."""
+    shards = list_shards(str(real_data() / "photos" / "val"))
+    samples = (s.image for shard in shards for s in read_shard(shard) if s.image)
+    return list(itertools.islice(samples, count))
+
+
+@ray.remote(num_cpus=1)
+def _offline(model: str, photos: Sequence[bytes]) -> float:
+    """Locations a second of the library, in a process like the service's."""
+    import torch
+
+    from devil.config import DecodingConfig
+    from devil.describing import explain_images
+    from devil.model import DeViL
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    loaded = DeViL.from_pretrained(model)
+    rates = []
+    for start in (0, *range(0, len(photos), 8)):
+        began = time.perf_counter()
+        found = explain_images(
+            loaded,
+            photos[start : start + 8],
+            layers=[LAYER],
+            decoding=DecodingConfig(max_new_tokens=TOKENS),
+        )
+        locations = sum(math.prod(e.layers[LAYER].grid) for e in found)
+        rates.append(locations / (time.perf_counter() - began))
+    return statistics.median(rates[1:])  # the first warms up
+
+
+def _served(
+    options: LoadOptions, model: str, photos: Sequence[bytes], folder: Path
+) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
+    common = {"model": model, "state": str(folder / "state"), "log_format": "text"}
+    common |= {"turn_locations": options.turn_locations, "keep_explanations": 10}
+    address = f"http://127.0.0.1:{port}"
+    ray.serve.run(app(Settings.model_validate({**common, "max_wait_seconds": 1000})))
+    rate = asyncio.run(_rate(address, photos))
+    logger.info("service: %.1f locations/s", rate["locations"])
+    limited = {**common, "max_wait_seconds": options.max_wait_seconds}
+    ray.serve.run(app(Settings.model_validate(limited)))
+    body = folder / "body.json"
+    body.write_text(json.dumps(_request(photos[0])))
+    loads, memory = {}, {}
+    for name, share in (("half", 0.5), ("overload", options.overload)):
+        memory[name] = _memory()
+        loads[name] = hey(address, body, rate["requests"] * share, options.seconds)
+        logger.info("%s: %s", name, loads[name])
+    memory["after"] = _memory()
+    ray.serve.shutdown()
+    return {
+        "served_locations_per_second": round(rate["locations"], 1),
+        "served_requests_per_second": round(rate["requests"], 2),
+        "loads": loads,
+        "p99_ratio": round(loads["overload"]["p99_s"] / loads["half"]["p99_s"], 2),
+        "memory_mb": memory,
+    }
+
+
+def _request(photo: bytes) -> dict[str, Any]:
+    asked = {"layers": [LAYER], "max_new_tokens": TOKENS, "keep": False}
+    return {"image": b64encode(photo).decode(), **asked}
+
+
+async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
+    """Locations and requests a second with `CLIENTS` requests open at all times."""
+    waiting = iter([*photos[:CLIENTS], *photos, *photos])
+    done: list[tuple[float, int]] = []
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        for photo in waiting:
+            answer = (await client.post("/v1/caption", json=_request(photo))).raise_for_status()
+            grid = answer.json()["layers"][0]["grid"]
+            done.append((time.perf_counter(), math.prod(grid)))
+
+    async with httpx.AsyncClient(base_url=address, timeout=600) as client:
+        await asyncio.gather(*(ask(client) for _ in range(CLIENTS)))
+    done = done[CLIENTS - 1 :]  # from the end of the first ones, which warm up
+    seconds = done[-1][0] - done[0][0]
+    return {
+        "locations": sum(n for _, n in done[1:]) / seconds,
+        "requests": (len(done) - 1) / seconds,
+    }
+
+
+def hey(address: str, body: Path, rate: float, seconds: float) -> dict[str, Any]:
+    """Send requests at a rate, whatever becomes of them; statuses, and seconds of the accepted."""
+    workers = max(8, round(8 * rate))
+    command = ["hey", "-z", f"{seconds:.0f}s", "-c", str(workers), "-q", f"{rate / workers:.6f}"]
+    command += ["-m", "POST", "-T", "application/json", "-t", "120", "-o", "csv", "-D", str(body)]
+    printed = subprocess.run(
+        [*command, f"{address}/v1/caption"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = list(csv.DictReader(printed.splitlines()))
+    accepted = sorted(float(row["response-time"]) for row in rows if row["status-code"] == "200")
+    return {
+        "asked_per_second": round(rate, 2),
+        "sent": len(rows),
+        "statuses": dict(Counter(row["status-code"] for row in rows)),
+        "accepted_per_second": round(len(accepted) / seconds, 2),
+        "median_s": round(statistics.median(accepted), 3),
+        "p99_s": round(accepted[math.ceil(0.99 * len(accepted)) - 1], 3),
+    }
+
+
+def _memory() -> dict[str, int]:
+    """Resident megabytes of the service's processes."""
+    found: dict[str, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_text().replace("\0", " ")
+            for part in ("Explainer", "Ingress", "ProxyActor"):
+                if command.startswith("ray::") and part in command:
+                    found[part] = found.get(part, 0) + resident(int(folder.name)) // 2**20
+        except (OSError, ValueError):  # it has ended
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    run_script(LoadOptions, load, __doc__ or "")
