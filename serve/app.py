@@ -8,6 +8,7 @@ model (and so never loads torch); the explainers do the work.
 import asyncio
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,10 @@ def app(settings: Settings) -> ray.serve.Application:
     }
     settings = settings.model_copy(update=paths)
     # Here alone: the ingress imports this file, and must not load torch.
+    from pipelines.pool import KEEP_MEMORY
     from serve.explainer import Explainer
+
+    memory = {name: os.environ.get(name, value) for name, value in KEEP_MEMORY.items()}
 
     explainer = ray.serve.deployment(
         Explainer,
@@ -189,7 +193,11 @@ def app(settings: Settings) -> ray.serve.Application:
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.max_open,
         max_queued_requests=settings.max_open,
-        ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(settings)},
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": _gpus(settings),
+            "runtime_env": {"env_vars": memory},
+        },
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_SECONDS,
         graceful_shutdown_timeout_s=settings.timeout_seconds + DRAIN_SECONDS,
         logging_config=logging_of(settings),
