@@ -5,11 +5,13 @@ there are pictures. The rest, such as what the language model makes of a query, 
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import fsspec
+from huggingface_hub import snapshot_download
 
 from devil.data.webdataset import IMAGE_SUFFIXES
 from devil.errors import DevilError
@@ -20,26 +22,34 @@ from serve.roots import Place
 
 ALL_LAYERS = "all"
 SUFFIXES = (*IMAGE_SUFFIXES, "tar")
+MODEL_FILES = ["*.json", "*.safetensors", "*.md"]
+
+logger = logging.getLogger("ray.serve")
 
 
 class ModelFacts(NamedTuple):
     """What a model folder says of itself."""
 
+    folder: str
+    """Of this very version."""
     name: str
     version: str
     layers: list[str]
 
 
 def read_model_facts(folder: str) -> ModelFacts:
-    """A model folder's configuration.
+    """A model's configuration; of one of the hub, whose files are fetched once, as it is now.
 
     Raises:
         ProblemError: 503, it cannot be read now.
     """
     try:
+        if not Path(folder).is_dir():
+            folder = snapshot_download(folder, allow_patterns=MODEL_FILES)
         found = json.loads((Path(folder) / "config.json").read_text())
-        return ModelFacts(found["name"], found["version"], list(found["layers"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return ModelFacts(folder, found["name"], found["version"], list(found["layers"]))
+    except Exception as error:  # the hub client raises many kinds
+        logger.error("model %s cannot be read: %r", folder, error)
         raise ProblemError(503, "The model's folder cannot be read now.") from None
 
 

@@ -35,35 +35,40 @@ class AuditMaker:
             JobServerError: no job can be started; nothing is left.
         """
         # Fixed here, so that an audit goes on with the same version after another is promoted.
-        folder = model_folder(self.settings, body.fields.model)
-        model = read_model_facts(folder)
+        model = read_model_facts(model_folder(self.settings, body.fields.model))
         check_options(body.fields.options(), model.layers)
         if body.archive is None:
             assert body.images is not None
-            return self._of_address(body, folder, model, self._place(body.images))
+            return self._of_address(body, model, self._place(body.images))
         name = new_id()
-        incoming = self.audits.incoming(name)
+        incoming = self._incoming(name)
         try:
             unpacked = self._unpack(body, incoming / PICTURES)
             pictures = str(self.audits.place(name).resolve() / PICTURES)
             place = Place(address=pictures, inside=pictures)
-            request = self._request(name, body, folder, model, place, unpacked)
+            request = self._request(name, body, model, place, unpacked)
             self.audits.add(request, incoming)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)  # if all went well, it has another name
         return name
 
-    def _of_address(self, body: AuditBody, folder: str, model: ModelFacts, place: Place) -> str:
+    def _of_address(self, body: AuditBody, model: ModelFacts, place: Place) -> str:
         name = new_id()
-        request = self._request(name, body, folder, model, place, None)
-        self.audits.add(request, self.audits.incoming(name))
+        request = self._request(name, body, model, place, None)
+        self.audits.add(request, self._incoming(name))
         return name
+
+    def _incoming(self, name: str) -> Path:
+        try:
+            return self.audits.incoming(name)
+        except OSError:
+            logger.exception("the folder of audits (setting `state`) cannot be written")
+            raise ProblemError(503, "The server cannot keep audits now.") from None
 
     def _request(
         self,
         name: str,
         body: AuditBody,
-        folder: str,
         model: ModelFacts,
         place: Place,
         unpacked: Unpacked | None,
@@ -74,7 +79,7 @@ class AuditMaker:
             title=body.fields.title,
             model=body.fields.model or model.name,
             version=model.version,
-            model_folder=folder,
+            model_folder=model.folder,
             images=body.images,
             address=place.address,
             inside=place.inside,

@@ -195,7 +195,7 @@ def test_options_that_the_model_cannot_answer(tmp_path: Path) -> None:
     config = {"name": "tiny", "version": "v", "layers": {"layer3": [1, 2, 2]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     facts = read_model_facts(str(tmp_path))
-    assert facts == ("tiny", "v", ["layer3"])
+    assert facts == (str(tmp_path), "tiny", "v", ["layer3"])
     make = AuditOptions.model_validate
     check_options(make({"layers": ("layer3", "all"), "calibration": "none"}), facts.layers)
     with pytest.raises(ProblemError, match="layer3, all"):
