@@ -36,6 +36,7 @@ def environment() -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_register_timeout_seconds": "300",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
     }
 
 
