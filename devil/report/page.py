@@ -32,6 +32,8 @@ IMAGE_SIDE = 448
 JPEG_QUALITY = 85
 
 TEMPLATES = Path(__file__).parent / "templates"
+STYLES = ("palette.css", "report.css")
+SCRIPTS = ("geometry.js", "drawing.js", "report.js")
 
 MEASURES = {
     "none": "The log-probability of the words at each location, in nats.",
@@ -70,10 +72,8 @@ def report_html(
         notes: limits, settings, what was skipped; a list at the end.
     """
     cards = [_card(number, e) for number, e in enumerate(explanations, start=1)]
-    style = _template_text("report.css")
-    script = "".join(
-        ["(() => {\n", _template_text("geometry.js"), _template_text("report.js"), "})();\n"]
-    )
+    style = "".join(map(_template_text, STYLES))
+    script = "".join(["(() => {\n", *map(_template_text, SCRIPTS), "})();\n"])
     return (
         _environment()
         .get_template("report.html")

@@ -1,58 +1,10 @@
 // Brings the cards of the page to life, each when it first comes near the window.
 
-const HEX = JSON.parse(document.getElementById("colours").textContent);
-const COLOURS = Array.from({ length: 256 }, (_, i) =>
-  [0, 2, 4].map((at) => parseInt(HEX.slice(6 * i + at, 6 * i + at + 2), 16)),
-);
-const GRADIENT = `linear-gradient(to right, ${Array.from({ length: 18 }, (_, i) => `rgb(${COLOURS[15 * i]})`)})`;
-const SVG = "http://www.w3.org/2000/svg";
-const MAP_SIDE = 160;
-
-// An element with attributes and children; text only ever becomes a text node.
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-function layerTitle(layer) {
-  return layer.layer === "all" ? "all layers" : layer.layer;
-}
+const COLOURS = colourTable(JSON.parse(document.getElementById("colours").textContent));
+const GRADIENT = gradientOf(COLOURS);
 
 function mapOf(layer, query) {
   return query !== null && Object.hasOwn(layer.saliency, query) ? layer.saliency[query] : null;
-}
-
-// Draw a map into a canvas of the region's shape; returns its scale.
-function paint(canvas, map, aspect) {
-  const scale = normaliseMap(map);
-  const width = Math.max(1, Math.round(aspect >= 1 ? MAP_SIDE : MAP_SIDE * aspect));
-  const height = Math.max(1, Math.round(aspect >= 1 ? MAP_SIDE / aspect : MAP_SIDE));
-  canvas.width = width;
-  canvas.height = height;
-  const context = canvas.getContext("2d");
-  const pixels = context.createImageData(width, height);
-  upsampleMap(scale.unit, width, height).forEach((value, i) => {
-    const [red, green, blue] = COLOURS[Math.round(value * 255)];
-    pixels.data.set([red, green, blue, 255], 4 * i);
-  });
-  context.putImageData(pixels, 0, 0);
-  return scale;
-}
-
-function gridLines([rows, columns]) {
-  const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", `0 0 ${columns} ${rows}`);
-  svg.setAttribute("preserveAspectRatio", "none");
-  svg.setAttribute("aria-hidden", "true");
-  let lines = "";
-  for (let i = 1; i < rows; i++) lines += `M0 ${i}H${columns}`;
-  for (let j = 1; j < columns; j++) lines += `M${j} 0V${rows}`;
-  const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", lines);
-  svg.append(path);
-  return svg;
 }
 
 class Card {
@@ -216,7 +168,7 @@ class Card {
       top: `${(-100 * top) / (bottom - top)}%`,
     });
     const canvas = make("canvas", { "aria-hidden": "true" });
-    const range = formatRange(paint(canvas, mapOf(layer, query), this.aspect));
+    const range = formatRange(paint(canvas, mapOf(layer, query), this.aspect, COLOURS));
     const frame = make("span", { class: "frame" }, picture, canvas);
     frame.style.aspectRatio = this.aspect;
     const button = make(
@@ -246,7 +198,7 @@ class Card {
     const layer = this.layer;
     const map = mapOf(layer, this.query);
     this.stage.classList.toggle("heated", map !== null);
-    const scale = map && paint(this.overlay, map, this.aspect);
+    const scale = map && paint(this.overlay, map, this.aspect, COLOURS);
     this.region.replaceChildren(...(map ? [this.overlay] : []), gridLines(layer.grid), this.cursor);
     this.cursor.hidden = !layer.captions;
     for (const { button, query, layer: own } of this.tiles) {
