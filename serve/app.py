@@ -27,6 +27,7 @@ from serve.explaining import Explaining, add_explaining_routes
 from serve.kept import Kept, add_kept_routes
 from serve.models import describe, served_models
 from serve.openapi import describe_api
+from serve.pages import add_page
 from serve.problems import ProblemError, add_problem_handlers, problem_responses
 from serve.schemas import Health, ModelDescription, ModelList, Options, Refusal
 from serve.settings import RETRY_AFTER_SECONDS, Settings
@@ -163,6 +164,7 @@ def build_api(ingress: Ingress) -> FastAPI:
         responses=problem_responses(500, 503),
     )
     add_audit_routes(api, ingress.settings)
+    add_page(api)
     add_problem_handlers(api)
     describe_api(api)
     add_access(api, ingress.settings)

@@ -36,8 +36,8 @@ HEADERS = {
 DRAWN = ("geometry.js", "drawing.js")
 """Scripts of the report that the page's module `drawing.js` is made of."""
 EXPORTS = (
-    "COLOURS", "GRADIENT", "MEASURES", "cellAt", "cellCentre", "formatEnds", "formatNats",
-    "formatPercent", "formatRange", "gridLines", "layerTitle", "make", "normaliseMap", "paint",
+    "COLOURS", "GRADIENT", "MEASURES", "cellAt", "cellCentre", "formatEnds", "formatPercent",
+    "formatRange", "gridLines", "layerTitle", "make", "normaliseMap", "paint",
 )  # fmt: skip
 
 

@@ -10,9 +10,10 @@ export class Readings {
     this.name = name;
     this.choose = choose;
     this.title = make("span", {});
+    this.where = make("small", {});
     this.back = make("button", { type: "button", class: "plain" }, "Whole picture");
     this.list = make("div", { role: "radiogroup", "aria-label": "Layer whose grid is shown" });
-    this.head = make("div", { class: "readings-head" }, make("h2", {}, this.title), this.back);
+    this.head = make("div", { class: "readings-head" }, make("h2", {}, this.title, this.where), this.back);
     this.root = make("section", { class: "readings" }, this.head, this.list);
     this.rows = new Map();
   }
@@ -20,7 +21,9 @@ export class Readings {
   show({ answers, layer, point, view, waiting }) {
     if (answers.names.join("\n") !== [...this.rows.keys()].join("\n")) this.build(answers);
     this.title.textContent = point ? "At this place" : "In the whole picture";
-    this.back.classList.toggle("unseen", !view.at);
+    const cell = point && answers.cell(layer, point);
+    this.where.textContent = cell ? `row ${cell[0] + 1}, column ${cell[1] + 1}` : "";
+    this.back.hidden = !view.at;
     for (const [name, row] of this.rows) {
       row.input.checked = name === layer;
       const seen = !point || answers.cell(name, point);
