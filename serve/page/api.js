@@ -39,7 +39,7 @@ async function problemOf(response) {
 }
 
 export class Api {
-  // `busy(seconds)` is told of every wait, and null when it is over; `askForKey(again)` promises a key.
+  // `busy(seconds)` is told of every wait, and null when it is over; `askForKey(why)` promises a key.
   constructor({ busy, askForKey }) {
     this.busy = busy;
     this.askForKey = askForKey;
@@ -80,8 +80,8 @@ export class Api {
       const response = await reach(path, { ...init, headers, signal });
       if (response.ok) return response;
       if (response.status === 401) {
-        await response.body?.cancel();
-        sessionStorage.setItem(KEY, await this.askForKey(key !== null));
+        sessionStorage.removeItem(KEY);
+        sessionStorage.setItem(KEY, await this.askForKey((await problemOf(response)).message));
       } else if (response.status === 429 && tries < MOST_TRIES) {
         await response.body?.cancel();
         await this.wait(patience(response.headers.get("Retry-After")), signal);

@@ -18,7 +18,7 @@ class Explorer {
     this.view = readView(location.hash);
     this.notices = new Notices(find("problem"), find("busy"));
     const key = new KeyForm(find("key"));
-    this.api = new Api({ busy: (seconds) => this.notices.busy(seconds), askForKey: (again) => key.ask(again) });
+    this.api = new Api({ busy: (seconds) => this.notices.busy(seconds), askForKey: (why) => key.ask(why) });
     this.questions = new Questions(find("questions"), (change) => this.set(change));
     this.sharing = new Sharing(find("share"));
     this.panels = [];

@@ -42,10 +42,10 @@ export class KeyForm {
     });
   }
 
-  // A promise of the key that the reader gives; `again`: the last one was refused.
-  ask(again) {
+  // A promise of the key that the reader gives; `why` one is needed, in the service's words.
+  ask(why) {
     this.form.hidden = false;
-    this.hint.textContent = again ? "The service does not know this key." : "";
+    this.hint.textContent = why;
     if (!this.pending) {
       this.pending = new Promise((resolve) => {
         this.answer = resolve;

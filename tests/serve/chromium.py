@@ -22,7 +22,7 @@ PATIENCE = 60_000
 """Milliseconds: a busy machine takes its time."""
 VIOLATIONS = """
 window.violations = [];
-addEventListener("securitypolicyviolation", (e) => violations.push(e.violatedDirective + e.blockedURI));
+addEventListener("securitypolicyviolation", (event) => violations.push(event.blockedURI));
 """
 DROP = """
 ([name, text]) => {
