@@ -40,7 +40,7 @@ export class Asking {
       const under = { ...view, words: kept.queries, calibration: kept.calibration, prompt: view.keptPrompt };
       this.answers.add(kept, under);
     }
-    const first = { dense: false, queries: view.words, keep: keep && !everywhere };
+    const first = { dense: false, keep: keep && !everywhere };
     const rest = { dense: true, words: MOST_LIKELY, keep };
     const whole = kept ? Promise.resolve(true) : this.job("whole", "", "explain", first, view);
     whole.then((answered) => {
@@ -83,8 +83,9 @@ export class Asking {
     const job = { key, stop: new AbortController() };
     this.jobs.set(name, job);
     this.changed();
-    const { calibration, prompt } = view;
-    const asked = { model: this.model.id, calibration, prompt, keep: false, ...options };
+    // Without queries the calibration is that of words, which know two alone.
+    const calibration = options.queries || view.calibration === "pmi" ? view.calibration : "none";
+    const asked = { model: this.model.id, calibration, prompt: view.prompt, keep: false, ...options };
     try {
       const { id, explanation } = await this.api.ask(route, this.picture.blob, asked, job.stop.signal);
       if (asked.keep && id) this.id = id;

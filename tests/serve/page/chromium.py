@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, sync_playwright
+from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 FLAGS = (
     "--no-sandbox",
@@ -43,6 +43,7 @@ def chromium() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no chromium on this machine: the explorer page is not tested in a browser")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=path, headless=True, args=list(FLAGS))
         try:
@@ -62,7 +63,7 @@ class Visit:
         self.requests: list[Request] = []
         self.complaints: list[str] = []
         self.page: Page = self.context.new_page()
-        self.page.on("request", self.requests.append)
+        self.page.on("request", lambda request: self.requests.append(request))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", self._hear)
 
@@ -73,7 +74,7 @@ class Visit:
     def open(self, view: str = "") -> "Visit":
         """Open the page in a view: the part of a link after its `#`."""
         self.page.goto(f"{self.address}/#{view}")
-        self.page.wait_for_function("document.getElementById('model').options.length > 0")
+        expect(self.page.locator("#model option")).not_to_have_count(0)
         if "sample=" in view or "kept=" in view:
             self.settled()
         return self
@@ -81,7 +82,7 @@ class Visit:
     def settled(self) -> "Visit":
         """Wait until there are captions, and nothing is being asked."""
         self.page.wait_for_selector(".panel[aria-busy=false] .sure:not(:empty)")
-        self.page.wait_for_function("!document.querySelector('.panel[aria-busy=true]')")
+        expect(self.page.locator(".panel[aria-busy=true]")).to_have_count(0)
         return self
 
     def drop(self, name: str, content: bytes) -> None:
