@@ -105,4 +105,5 @@ class Visit:
         violations = self.page.evaluate("window.violations")
         hosts = [r.url for r in self.requests if not r.url.startswith((self.address, "blob:"))]
         self.context.close()
-        assert (hosts, violations, self.complaints) == ([], [], [])
+        found = (hosts, violations, self.complaints)
+        assert found == ([], [], []), found

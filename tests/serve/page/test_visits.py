@@ -62,7 +62,7 @@ def test_a_link_whose_picture_is_gone_says_so(opened: Opener) -> None:
 
 
 def test_a_narrow_screen_has_no_sideways_scrolling(opened: Opener) -> None:
-    view = "sample=sea&words=red&words=a+rather+long+phrase+of+several+words&map=red&beside=beta"
+    view = "sample=sea&words=red&words=a+rather+long+line&map=red&beside=beta"
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
     for start in ("", view):
         visit = opened(start, **phone)
