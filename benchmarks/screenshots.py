@@ -1,7 +1,7 @@
 """Pictures of the explorer page, light, dark and on a phone: `screenshots.py ADDRESS FOLDER`.
 
 The service at the address should have a model that is worth looking at, such as the demo's. Needs
-Chromium and Playwright; a picture that is large comes with fewer colours, for it goes into the documentation.
+Chromium and Playwright; a large picture comes with fewer colours, for it goes into the docs.
 """
 
 import io

@@ -139,7 +139,7 @@ class Explorer {
   startPanels(kept) {
     if (!this.picture) return this.show();
     for (const panel of this.panels) {
-      const own = kept && kept.model === panel.model.id ? kept : null;
+      const own = kept && panel.index === 0 && isOf(kept, panel.model) ? kept : null;
       if (!own && panel.picture === this.picture) continue;
       const keep = !this.view.sample && !this.view.kept && panel.index === 0;
       panel.start(this.picture, this.view, { keep, kept: own });
@@ -206,6 +206,11 @@ class Explorer {
     if (hash !== (location.hash || "#")) history.replaceState(null, "", hash === "#" ? location.pathname : hash);
     this.sharing.show({ picture: this.picture, view: this.view, busy });
   }
+}
+
+// Whether a model has said this: the same weights, or an earlier version of the same name.
+function isOf(explanation, { id, version }) {
+  return explanation.version === version || explanation.model === id;
 }
 
 function fillSelect(select, options) {
