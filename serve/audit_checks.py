@@ -30,14 +30,14 @@ logger = logging.getLogger("ray.serve")
 class ModelFacts(NamedTuple):
     """What a model folder says of itself."""
 
+    id: str
     folder: str
     """Of this very version."""
-    name: str
     version: str
     layers: list[str]
 
 
-def read_model_facts(folder: str) -> ModelFacts:
+def read_model_facts(model_id: str, folder: str) -> ModelFacts:
     """A model's configuration; of one of the hub, whose files are fetched once, as it is now.
 
     Raises:
@@ -47,7 +47,7 @@ def read_model_facts(folder: str) -> ModelFacts:
         if not Path(folder).is_dir():
             folder = snapshot_download(folder, allow_patterns=MODEL_FILES)
         found = json.loads((Path(folder) / "config.json").read_text())
-        return ModelFacts(folder, found["name"], found["version"], list(found["layers"]))
+        return ModelFacts(model_id, folder, found["version"], list(found["layers"]))
     except Exception as error:  # the hub client raises many kinds
         logger.error("model %s cannot be read: %r", folder, error)
         raise ProblemError(503, "The model's folder cannot be read now.") from None

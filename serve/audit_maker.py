@@ -12,7 +12,7 @@ from serve.audit_body import AuditBody
 from serve.audit_checks import ModelFacts, check_options, check_pictures, read_model_facts
 from serve.audit_folder import PICTURES, Request
 from serve.audits import Audits, new_id, now
-from serve.models import model_folder
+from serve.models import chosen_model, current_folder, served_models
 from serve.problems import ProblemError
 from serve.roots import Place, RootError, Roots
 from serve.settings import Settings
@@ -35,7 +35,9 @@ class AuditMaker:
             JobServerError: no job can be started; nothing is left.
         """
         # Fixed here, so that an audit goes on with the same version after another is promoted.
-        model = read_model_facts(model_folder(self.settings, body.fields.model))
+        served = served_models(self.settings.model)
+        name = chosen_model(served, body.fields.model)
+        model = read_model_facts(name, current_folder(served[name]))
         check_options(body.fields.options(), model.layers)
         if body.archive is None:
             assert body.images is not None
@@ -77,7 +79,7 @@ class AuditMaker:
             id=name,
             created=now(),
             title=body.fields.title,
-            model=body.fields.model or model.name,
+            model=model.id,
             version=model.version,
             model_folder=model.folder,
             images=body.images,

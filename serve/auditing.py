@@ -163,6 +163,8 @@ class Auditing:
 
     def _go_on_now(self) -> None:
         self.audits.sweep()
+        if not any(self.audits.names()):
+            return
         self.audits.jobs.check()  # only a server that answers can say that a job is gone
         for name in self.audits.cancelled():
             self.audits.delete(name, STOP_SECONDS)

@@ -194,8 +194,8 @@ def test_what_is_told_of_a_failure_has_no_paths() -> None:
 def test_options_that_the_model_cannot_answer(tmp_path: Path) -> None:
     config = {"name": "tiny", "version": "v", "layers": {"layer3": [1, 2, 2]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    facts = read_model_facts(str(tmp_path))
-    assert facts == (str(tmp_path), "tiny", "v", ["layer3"])
+    facts = read_model_facts("tiny", str(tmp_path))
+    assert facts == ("tiny", str(tmp_path), "v", ["layer3"])
     make = AuditOptions.model_validate
     check_options(make({"layers": ("layer3", "all"), "calibration": "none"}), facts.layers)
     with pytest.raises(ProblemError, match="layer3, all"):
@@ -204,7 +204,7 @@ def test_options_that_the_model_cannot_answer(tmp_path: Path) -> None:
         check_options(make({"queries": ("a",), "calibration": "contrast"}), facts.layers)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ProblemError, match="cannot be read"):
-        read_model_facts(str(tmp_path))
+        read_model_facts("tiny", str(tmp_path))
 
 
 def test_an_address_without_pictures(tmp_path: Path) -> None:
