@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from processes import kill_marked, processes
+from processes import Process, kill_marked, processes
 from ray_head import Head, free_ports, ray_head
 from tiny import CAPTIONS, encoded, picture, tiny_model
 
@@ -34,8 +34,9 @@ from .service import end, start
 pytestmark = pytest.mark.timeout(3000)
 SECONDS = 900
 """An audit that takes longer has hung."""
-SLOW_PICTURES, BROKEN = 160, 2
-ASKED = {"layers": ["all"], "dense": False, "max_new_tokens": 2, "queries": ["red"]}
+SLOW_PICTURES, BROKEN = 400, 4
+ASKED = {"layers": ["all"], "dense": True, "max_new_tokens": 12, "queries": ["red"]}
+"""Enough to do that an audit can be caught in its middle."""
 PATH = "/v1/audits"
 Files = dict[str, bytes]
 
@@ -154,6 +155,11 @@ def answering(service: Service) -> Iterator[None]:
         yield
 
 
+def jobs_of(name: str) -> list[Process]:
+    """The processes that do an audit."""
+    return [p for p in processes() if "serve.audit_job" in p.command and name in p.command]
+
+
 def finished(document: AuditDocument) -> bool:
     return document.state == "finished"
 
@@ -194,14 +200,14 @@ def assert_accounted(service: Service, document: AuditDocument, files: Files) ->
 
 def uploaded(service: Service, files: Files) -> AuditDocument:
     """Begin an audit of an archive of the files."""
-    fields = {**ASKED, "dense": "false", "max_new_tokens": "2", "title": "Photos of May"}
+    fields = {**ASKED, "dense": "true", "max_new_tokens": "12", "title": "Photos of May"}
     archive = {"archive": ("photos.zip", zipped(files | {"notes.txt": b"x"}))}
     response = service.client.post(PATH, files=archive, data=fields)
     assert response.status_code == 202, response.text
     document = AuditDocument.model_validate_json(response.content)
     assert document.state in ("queued", "running") and document.images is None
     assert document.progress.pictures == len(files) and document.progress.ignored == 1
-    assert document.options.queries == ("red",) and not document.options.dense
+    assert document.options.queries == ("red",) and document.options.dense
     return document
 
 
@@ -226,13 +232,7 @@ def test_an_upload_goes_on_while_the_service_is_restarted(
 def test_a_job_that_was_killed_is_resumed(service: Service, files: Files) -> None:
     name = service.begin()
     service.wait(name, begun)
-    (job,) = [
-        p
-        for p in processes()
-        if "serve.audit_job" in p.command
-        and name in p.command
-        and not p.command.startswith("/bin/sh")
-    ]
+    (job,) = jobs_of(name)
     os.kill(job.number, signal.SIGKILL)
     deadline = time.monotonic() + 120
     while service.show(name).state == "running":
@@ -266,7 +266,7 @@ def test_deleting_an_audit_that_runs(service: Service) -> None:
     service.wait(name, begun)
     response = service.client.delete(f"{PATH}/{name}")
     assert response.status_code == 204 and not response.content
-    assert not any(name in process.command for process in processes())
+    assert not jobs_of(name)
     assert not list((service.folder / "state" / "audits").glob(f"*{name}*"))
     for method, path in (
         ("GET", ""),
