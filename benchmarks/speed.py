@@ -3,8 +3,8 @@
     python benchmarks/speed.py --tasks dense saliency train --models resnet50 opt-125m
 
 Each way's results are compared before any is timed; repeats are interleaved. Figures go to
-`benchmarks/results/speed-DEVICE.json`; earlier ones of the same machine stay, except where they are
-measured again. Every way runs in one process with the same threads and the same memory allocator
+`benchmarks/results/speed-DEVICE.json`; earlier ones stay, each with its machine, except where the
+same machine measures them again. Every way runs in one process with the same threads and the same memory allocator
 (`pipelines.pool.KEEP_MEMORY`, with which the process starts itself again on a CPU).
 """
 
@@ -110,19 +110,21 @@ def speed(options: SpeedOptions) -> list[dict[str, Any]]:
 
 
 def kept(path: Path, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Figures in a file that are of the same machine and are not measured again."""
-    if not path.is_file() or not records:
+    """Figures in a file that are not measured again: of other cases, or of other machines."""
+    if not path.is_file():
         return []
-    again = {_identity(record) for record in records}
-    return [
-        record
-        for record in json.loads(path.read_text())
-        if record["machine"] == records[0]["machine"] and _identity(record) not in again
-    ]
+    again = [_identity(record) for record in records]
+    return [r for r in json.loads(path.read_text()) if _identity(r) not in again]
 
 
-def _identity(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(record[name] for name in ("task", "setting", "model", "device", "dtype"))
+def _identity(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    names = ("task", "setting", "model", "device", "dtype", "machine")
+    return tuple(record[name] for name in names)
+
+
+def machine_name(record: Mapping[str, Any]) -> str:
+    """What a figure was computed on."""
+    return record["machine"]["gpu" if record["device"] == "cuda" else "processor"]
 
 
 def cases(options: SpeedOptions, device: torch.device, folder: Path) -> Iterator[Case]:
@@ -240,6 +242,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> ReportTable:
                 record["ratio_plain_cpu"],
                 record["ratio_batched_cpu"],
                 line.get("share"),
+                machine_name(record),
             )
         )
     return ReportTable(
@@ -259,6 +262,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> ReportTable:
             "× plain ",
             "× batched ",
             "share",
+            "machine",
         ),
         rows=tuple(rows),
     )

@@ -165,14 +165,25 @@ def test_captions_are_as_long_as_those_of_cc3m() -> None:
     assert sorted(len(q.ids) for q in queries_of_lengths([1, 4, 2], 50)) == [1, 2, 4]
 
 
-def test_figures_of_the_same_machine_stay(tmp_path: Path) -> None:
+def test_figures_stay_but_those_that_a_machine_measures_again(tmp_path: Path) -> None:
     path = tmp_path / "speed-cpu.json"
     one = {"task": "dense", "setting": "a", "model": "m", "device": "cpu", "dtype": "float32"}
+    other = {"processor": "other"}
     old = [one | {"machine": MACHINE, "n": 1}, one | {"task": "train", "machine": MACHINE, "n": 2}]
+    old.append(one | {"machine": other, "n": 3})
     path.write_text(json.dumps(old))
-    assert [r["n"] for r in kept(path, [one | {"machine": MACHINE}])] == [2]
-    assert kept(path, [one | {"machine": {"processor": "other"}}]) == []
-    assert kept(tmp_path / "none.json", [one]) == []
+    assert [r["n"] for r in kept(path, [one | {"machine": MACHINE}])] == [2, 3]
+    assert [r["n"] for r in kept(path, [one | {"machine": other}])] == [1, 2]
+    assert [r["n"] for r in kept(path, [])] == [1, 2, 3]
+    assert kept(tmp_path / "none.json", [one | {"machine": other}]) == []
+
+
+def test_the_table_names_the_machine(whole: Explained, tmp_path: Path) -> None:
+    case = build("stopping", whole, tmp_path)
+    machines = [{"processor": name, "gpu": "some GPU"} for name in ("Xeon", "EPYC")]
+    records = [measured(case, repeats=1, device=CPU, machine=m)[0] for m in machines]
+    text = table([*records, records[0] | {"device": "cuda"}]).text()
+    assert all(name in text for name in ("Xeon", "EPYC", "some GPU"))
 
 
 def test_unknown_models(tmp_path: Path) -> None:
