@@ -28,6 +28,7 @@ from devil.part_writer import PartWriter
 from devil.pooling import dropout_masks, masked_mean, mean_pool, row_generator
 from devil.prefetching import prefetched
 from devil.shard_progress import finished
+from devil.types import LayerFeatures
 
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -226,34 +227,75 @@ class Extractor:
 
     @torch.inference_mode()
     def _features(self, prepared: Sequence[_Prepared]) -> dict[str, np.ndarray]:
-        """Backbone, pooling and draws for one batch: columns of the store."""
+        """Backbone, pooling and draws for one batch: columns of the store.
+
+        To a GPU go the images, then, while it works on them, the draws of all layers; all columns
+        come back at once.
+        """
         device = self.backbone.device
-        images = torch.stack([p.tensor for p in prepared]).to(device, non_blocking=True)
+        images = _sent(torch.stack([p.tensor for p in prepared]), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             features = self.backbone(images)
-        columns: dict[str, np.ndarray] = {}
+        masks = self._masks(features, [p.sample.key for p in prepared], device)
+        columns: dict[str, Tensor] = {}
         for layer, layer_features in features.items():
-            columns[f"feature.{layer}"] = self._pooled(layer, layer_features.map.float(), prepared)
+            feature_map = layer_features.map.float()
+            columns[f"feature.{layer}"] = self._pooled(feature_map, masks.get(layer))
             if self.store.manifest.class_tokens:
                 assert layer_features.class_token is not None
-                columns[f"class_token.{layer}"] = layer_features.class_token.float().cpu().numpy()
-        return columns
+                columns[f"class_token.{layer}"] = layer_features.class_token.float()
+        return _fetched(columns)
 
-    def _pooled(self, layer: str, feature_map: Tensor, prepared: Sequence[_Prepared]) -> np.ndarray:
+    def _masks(
+        self, features: Mapping[str, LayerFeatures], keys: Sequence[str], device: torch.device
+    ) -> dict[str, Tensor]:
+        """By layer, which locations each draw keeps: (row, draw, location); none if not drawn.
+
+        A row's draws follow from the seed and its key alone. Random numbers of a GPU would depend
+        on its kind and on the batch, so they are drawn on the CPU: some hundred bits a row.
+        """
+        config = self.config
+        if config.mode == "maps" or not config.draws:
+            return {}
+        sizes = {layer: found.map.shape[2:].numel() for layer, found in features.items()}
+        rows = [
+            [
+                dropout_masks(
+                    config.draws,
+                    locations,
+                    config.feature_dropout,
+                    row_generator(config.seed, f"{layer}|{key}"),
+                )
+                for layer, locations in sizes.items()
+            ]
+            for key in keys
+        ]
+        whole = _sent(torch.stack([torch.cat(row, dim=1) for row in rows]), device)
+        parts = whole.split(list(sizes.values()), dim=2)
+        return {layer: part.contiguous() for layer, part in zip(sizes, parts, strict=True)}
+
+    def _pooled(self, feature_map: Tensor, masks: Tensor | None) -> Tensor:
         """The clean mean and the dropout draws (row, 1 + draws, channels), or the maps."""
         if self.config.mode == "maps":
-            return feature_map.cpu().numpy()
-        pooled = [mean_pool(feature_map)[:, None]]
-        if self.config.draws:
-            locations = feature_map.shape[2] * feature_map.shape[3]
-            masks = [
-                dropout_masks(
-                    self.config.draws,
-                    locations,
-                    self.config.feature_dropout,
-                    row_generator(self.config.seed, f"{layer}|{entry.sample.key}"),
-                )
-                for entry in prepared
-            ]
-            pooled.append(masked_mean(feature_map, torch.stack(masks).to(feature_map.device)))
-        return torch.cat(pooled, dim=1).cpu().numpy()
+            return feature_map
+        clean = mean_pool(feature_map)[:, None]
+        if masks is None:
+            return clean
+        return torch.cat([clean, masked_mean(feature_map, masks)], dim=1)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; a GPU copies out of page-locked memory, and nobody waits for it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _fetched(columns: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """On the CPU, in one copy, for which alone a GPU is waited for."""
+    flat = torch.cat([values.flatten(1) for values in columns.values()], dim=1).cpu()
+    parts = flat.split([values[0].numel() for values in columns.values()], dim=1)
+    return {
+        name: part.reshape(values.shape).numpy()
+        for (name, values), part in zip(columns.items(), parts, strict=True)
+    }
