@@ -3,12 +3,13 @@
 The growing cache of transformers copies everything at each token. Here a token costs its own bytes,
 going back costs nothing, and rows that leave or split move alone. The layers are subclasses of
 transformers' own, so that any causal LM with plain attention takes them; others keep their cache.
+A `FixedLayer` shows the same memory in a shape that never changes (`devil.captured`).
 """
 
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -80,6 +81,36 @@ class ReservedLayer(DynamicLayer):
         self._show(rows)
 
 
+class FixedLayer(DynamicLayer):
+    """Some rows of a `ReservedLayer`'s memory, all positions at once, filled or not.
+
+    What is not filled yet must be hidden by a mask, and must be finite.
+    """
+
+    def __init__(self, layer: ReservedLayer, rows: int, place: Int[Tensor, "1"]) -> None:
+        """Take the memory of a layer that has been filled.
+
+        Args:
+            layer: whose memory it is.
+            rows: the first ones are shown.
+            place: where the next position is written; it changes on the device alone.
+        """
+        super().__init__()
+        self.is_sliding = layer.is_sliding  # type: ignore[misc]
+        self.place = place
+        self.keys, self.values = (states.narrow(0, 0, rows) for states in layer.reserved)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one position and return all of them."""
+        assert self.keys is not None and self.values is not None
+        self.keys.index_copy_(2, self.place, key_states)
+        self.values.index_copy_(2, self.place, value_states)
+        return self.keys, self.values
+
+
 class ReservedCache(Cache):
     """A cache of `ReservedLayer`s, for one batch after another."""
 
@@ -88,11 +119,40 @@ class ReservedCache(Cache):
         for layer in self.layers:
             layer.begin()  # type: ignore[union-attr]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and positions that there is memory for."""
+        layer: Any = self.layers[0]
+        return layer.rows, layer.room
+
+    def fixed(self, rows: int, place: Int[Tensor, "1"]) -> Cache:
+        """The memory of the first rows as `FixedLayer`s."""
+        return Cache(layers=[FixedLayer(layer, rows, place) for layer in self.layers])  # type: ignore[arg-type]
+
+    def clear_rest(self) -> None:
+        """Make all that is not filled finite."""
+        for layer in self.layers:
+            for states in layer.reserved:  # type: ignore[union-attr]
+                states.narrow(2, layer.length, layer.room - layer.length).zero_()  # type: ignore[union-attr]
+
+    def count(self, positions: int) -> None:
+        """Take note of positions that `FixedLayer`s have written behind the others."""
+        for layer in self.layers:
+            layer.length += positions  # type: ignore[union-attr]
+
     def batch_select_indices(self, indices: Int[Tensor, "row"]) -> None:
         """Row i becomes what row `indices[i]` was, in all layers."""
         sources, targets = _moves(indices)
         for layer in self.layers:
             layer.move(sources, targets, len(indices))  # type: ignore[union-attr]
+
+
+def remaining(going: Bool[Tensor, "batch"]) -> Int[Tensor, "left"]:
+    """Which row stands where once those that ended have left: the last ones fill the gaps."""
+    count = int(going.sum())
+    order = torch.arange(count, device=going.device)
+    order[~going[:count]] = going[count:].nonzero()[:, 0] + count
+    return order
 
 
 def _moves(indices: Int[Tensor, "row"]) -> tuple[Int[Tensor, "moved"], Int[Tensor, "moved"]]:

@@ -114,6 +114,9 @@ class DecodingConfig(_Typed):
     memory_gb: float | None = None
     """Memory for a batch besides the weights (and the copies of them that `devil.packed_weights`
     keeps on a CPU), in 10⁹ bytes; None: half of what is free."""
+    captured: bool = False
+    """Record the steps of decoding as CUDA graphs (`devil.captured`); on a GPU alone, where it has
+    not been timed yet."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

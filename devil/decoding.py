@@ -5,24 +5,20 @@ with the same prefix are decoded once. Tokens equal those of `generate(do_sample
 transformers.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from devil.cache import remaining
+from devil.captured import PATIENCE, FixedGreedy, check_captured
 from devil.config import DecodingConfig
 from devil.errors import ConfigError
 from devil.explanation import Caption
 from devil.language_model import LanguageModel
-from devil.memory import head_rows
+from devil.likeliest import likeliest
 from devil.prefill import Prefill, distinct, prefills
-
-GPU_PATIENCE = 8
-"""Steps after which a GPU is asked which rows have ended: to ask is to wait for it."""
-CACHED_BYTES = 2**20
-"""What a CPU's core has at hand."""
 
 
 def greedy_captions(
@@ -35,18 +31,19 @@ def greedy_captions(
     Args:
         language_model: the frozen LM.
         prefix: one prefix for each row.
-        config: longest caption, batch size, and memory.
+        config: longest caption, batch size, memory, and whether steps are recorded.
 
     Returns:
         One caption per row. `log_probability` is the sum over its tokens in nats, `tokens` their
         number; both count the end of text where it was reached.
 
     Raises:
-        ConfigError: prefix and longest caption together exceed the LM's context, or the memory
-            does not hold one row.
+        ConfigError: prefix and longest caption together exceed the LM's context, the memory
+            does not hold one row, or steps cannot be recorded.
     """
     config = config or DecodingConfig()
     check_length(language_model, prefix.shape[1], config.max_new_tokens)
+    continued = continuation(language_model, config)
     rows, places = distinct(prefix)
     captions: list[Caption] = []
     for state in prefills(
@@ -56,7 +53,7 @@ def greedy_captions(
         batch_size=config.batch_size,
         memory_gb=config.memory_gb,
     ):
-        captions += continue_greedily(language_model, state, config.max_new_tokens)
+        captions += continued(state)
     return [captions[place] for place in places]
 
 
@@ -74,28 +71,20 @@ def check_length(language_model: LanguageModel, prefix: int, longest: int) -> No
         )
 
 
-class Likeliest(NamedTuple):
-    """The likeliest next token of each row and its log-probability in nats."""
+def continuation(
+    language_model: LanguageModel, config: DecodingConfig
+) -> Callable[[Prefill], list[Caption]]:
+    """What writes captions behind prefixes that have been run, one batch after another.
 
-    token: Int[Tensor, "batch"]
-    log_probability: Float[Tensor, "batch"]
-
-
-@torch.no_grad()
-def likeliest(language_model: LanguageModel, hidden: Float[Tensor, "batch hidden"]) -> Likeliest:
-    """The likeliest next token after each hidden state."""
-    tokens, scores = [], []
-    for rows in hidden.split(head_rows(language_model)):
-        logits = language_model.logits(rows)
-        best, token = logits.max(dim=-1)
-        tokens.append(token)
-        # In place, and on a CPU some rows at a time, so that they stay in its cache.
-        size = len(rows)
-        if logits.device.type == "cpu":
-            size = max(1, CACHED_BYTES // (logits.shape[1] * logits.element_size()))
-        for part, top in zip(logits.split(size), best.split(size), strict=True):
-            scores.append(-part.sub_(top[:, None]).exp_().sum(dim=-1).log())
-    return Likeliest(torch.cat(tokens), torch.cat(scores))
+    Raises:
+        ConfigError: steps shall be recorded and cannot be.
+    """
+    longest = config.max_new_tokens
+    if not config.captured:
+        return lambda state: continue_greedily(language_model, state, longest)
+    check_captured(language_model)
+    fixed = FixedGreedy(language_model, longest, captured=True)
+    return lambda state: captions_of(language_model, *(t.tolist() for t in fixed(state)))
 
 
 @torch.inference_mode()
@@ -111,7 +100,7 @@ def continue_greedily(language_model: LanguageModel, state: Prefill, longest: in
     lengths = torch.zeros(batch, dtype=torch.long, device=device)
     active = torch.arange(batch, device=device)
     going = torch.ones(batch, dtype=torch.bool, device=device)
-    patience = 1 if device.type == "cpu" else GPU_PATIENCE
+    patience = 1 if device.type == "cpu" else PATIENCE
     hidden, cache = state.last, state.cache
     for step in range(longest):
         token, log_probability = likeliest(language_model, hidden)
@@ -134,14 +123,6 @@ def continue_greedily(language_model: LanguageModel, state: Prefill, longest: in
         )
         hidden = output.last_hidden_state[:, -1]
     return captions_of(language_model, tokens.tolist(), scores.tolist(), lengths.tolist())
-
-
-def remaining(going: Bool[Tensor, "batch"]) -> Int[Tensor, "left"]:
-    """Which row stands where once those that ended have left: the last ones fill the gaps."""
-    count = int(going.sum())
-    order = torch.arange(count, device=going.device)
-    order[~going[:count]] = going[count:].nonzero()[:, 0] + count
-    return order
 
 
 def captions_of(

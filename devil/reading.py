@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from devil.config import DecodingConfig
-from devil.decoding import check_length, continue_greedily
+from devil.decoding import check_length, continuation
 from devil.draft import Rows
 from devil.explanation import Caption, WordScore
 from devil.language_model import LanguageModel
@@ -41,10 +41,11 @@ def read_prefixes(
 
     Raises:
         ConfigError: prefix and longest caption together exceed the LM's context, or the memory
-            does not hold one row.
+            does not hold one row, or steps shall be recorded and cannot be.
     """
     longest = config.max_new_tokens
     check_length(language_model, prefix.shape[1], longest)
+    continued = continuation(language_model, config)
     rows, places = distinct(prefix)
     decoded = len(set(places[:captions]))  # rows are in the order of their first places
     scored = set(places[scored_from:]) if plan.queries else set()
@@ -67,7 +68,7 @@ def read_prefixes(
             parts.append(part)
         if done < decoded:
             first = _first_rows(state, decoded - done)
-            written += continue_greedily(language_model, first, longest)
+            written += continued(first)
         done += batch
     scores = torch.cat(parts)[places[scored_from:]] if parts else None
     return Reading([written[place] for place in places[:captions]], scores)
