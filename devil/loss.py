@@ -81,7 +81,7 @@ def _runs_together(
     return (
         language_model.attends_by_caption
         and longest <= language_model.attention_window
-        and not getattr(language_model.model, "is_gradient_checkpointing", False)
+        and not language_model.model.is_activation_checkpointing
     )
 
 
