@@ -4,8 +4,8 @@
 
 Each way's results are compared before any is timed; repeats are interleaved. Figures go to
 `benchmarks/results/speed-DEVICE.json`; earlier ones stay, each with its machine, except where the
-same machine measures them again. Every way runs in one process with the same threads and the same memory allocator
-(`pipelines.pool.KEEP_MEMORY`, with which the process starts itself again on a CPU).
+same machine measures them again. Every way runs in one process with the same threads and the same
+memory allocator (`pipelines.pool.KEEP_MEMORY`, with which the process starts again on a CPU).
 """
 
 import copy

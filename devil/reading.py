@@ -113,7 +113,8 @@ def read_rows(model: DeViL, rows: Sequence[Rows], decoding: DecodingConfig) -> N
         for i in captioned:
             captions[i] = [next(written) for _ in prefixes[i]]
         if reading.scores is not None and scored:
-            parts = reading.scores.split([len(prefixes[i]) for i in scored])
+            # At once: each part alone would wait for a GPU.
+            parts = reading.scores.cpu().split([len(prefixes[i]) for i in scored])
             scores = dict(zip(scored, parts, strict=True))
     words = {
         i: _words(model, part, prefixes[i], decoding)
