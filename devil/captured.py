@@ -172,7 +172,7 @@ class _FixedRows:
     def _say(self, hidden: Float[Tensor, "row hidden"], size: int) -> None:
         going, owner = self.going[:size], self.owner[:size]
         token, score = likeliest(self.lm, hidden)
-        token = token.where(going, self.lm.eos)
+        token = token.masked_fill(~going, self.lm.eos)
         self.token[:size] = token
         self.tokens[owner, self.count] = token
         self.scores.index_add_(0, owner, score.double() * going)

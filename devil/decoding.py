@@ -104,7 +104,7 @@ def continue_greedily(language_model: LanguageModel, state: Prefill, longest: in
     hidden, cache = state.last, state.cache
     for step in range(longest):
         token, log_probability = likeliest(language_model, hidden)
-        token = token.where(going, language_model.eos)
+        token = token.masked_fill(~going, language_model.eos)
         tokens[active, step] = token
         scores[active] += log_probability.double() * going
         lengths[active] += going
