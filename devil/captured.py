@@ -10,7 +10,7 @@ The fixed step itself runs anywhere and is tested on a CPU; the recordings are m
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -112,7 +112,7 @@ class _FixedRows:
         self.sizes = [rows]
         while self.sizes[-1] > LEAST:
             self.sizes.append(-(-self.sizes[-1] // 2))
-        whole = {"dtype": torch.long, "device": device}
+        whole: dict[str, Any] = {"dtype": torch.long, "device": device}
         self.token = torch.zeros(rows, **whole)
         self.going = torch.zeros(rows, dtype=torch.bool, device=device)
         # The last row of what is written takes what rows say that nobody asks for any more.
