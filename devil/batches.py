@@ -54,6 +54,7 @@ class TrainingBatches:
         *,
         class_tokens: bool = False,
         layers: Sequence[str] = (),
+        parts: Sequence[str] = (),
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -65,6 +66,8 @@ class TrainingBatches:
             config: batch size, seed, and what else decides a batch.
             class_tokens: feed class tokens, too.
             layers: subset of the store's layers; empty: all.
+            parts: names of the parts that are trained on, for the store may grow while workers
+                start again; empty: all.
             rank, world: which share of each global batch this worker takes.
 
         Raises:
@@ -75,7 +78,7 @@ class TrainingBatches:
         self.layers = tuple(layers) or tuple(store.manifest.layers)
         self.slots = stored_slots(store, self.layers, class_tokens=class_tokens)
         self.class_tokens = class_tokens
-        self.parts = store.parts()
+        self.parts = [f"{store.path}/{name}" for name in parts] or store.parts()
         self.split = Split(store, self.parts, config.validation_rows)
         self.count = sum(self.split.training.values())
         if not self.count:

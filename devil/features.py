@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, NamedTuple
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from devil.data.sample import Failure
 from devil.errors import FeatureStoreError
 from devil.manifest import Manifest
-from devil.storage import is_storage_error, storage, storage_error
+from devil.storage import is_storage_error, move, storage, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ def renamed(fs: fsspec.AbstractFileSystem, final: str) -> Iterator[str]:
     temporary = temporary_name(final)
     try:
         yield temporary
-        fs.mv(temporary, final)
+        move(fs, temporary, final)
     except BaseException:
         if fs.exists(temporary):
-            fs.rm(temporary)
+            fs.rm_file(temporary)
         raise
 
 
@@ -137,7 +137,7 @@ class FeatureStore:
             store = cls(root, manifest)
             store.remove()
             with storage(root):
-                store.fs.rm(f"{store.path}/{MANIFEST}")
+                store.fs.rm_file(f"{store.path}/{MANIFEST}")
         if not store.has(f"{store.path}/{MANIFEST}"):
             with storage(root):
                 store.fs.makedirs(f"{store.path}/errors", exist_ok=True)
@@ -158,8 +158,18 @@ class FeatureStore:
 
     def parts(self) -> list[str]:
         """Paths of finished parts, sorted."""
+        return self._files(self.path, "part-", ".parquet")
+
+    def _files(self, folder: str, prefix: str, suffix: str) -> list[str]:
+        """Files of a folder as they are now, sorted; a glob would take its name for a pattern."""
         with storage(self.root):
-            return sorted(self.fs.glob(f"{self.path}/part-*.parquet"))
+            self.fs.invalidate_cache(folder)
+            try:
+                paths = self.fs.ls(folder, detail=False)
+            except FileNotFoundError:
+                return []
+        names = ((path.rpartition("/")[2], path) for path in paths)
+        return sorted(p for name, p in names if name.startswith(prefix) and name.endswith(suffix))
 
     def has(self, part: str) -> bool:
         """Whether a part, or another file, is there; a part that is there is finished."""
@@ -172,24 +182,21 @@ class FeatureStore:
         return {name.removesuffix(".parquet") for name in names}
 
     def remove(self, names: Collection[str] | None = None) -> None:
-        """Remove the parts and the errors of some shards, or of all.
-
-        Raises:
-            StorageError: a file cannot be removed.
-        """
-        self._remove("part-*.parquet", names)
+        """Remove the parts and the errors of some shards, or of all."""
+        self._remove("part-", ".parquet", names)
 
     def remove_unfinished(self, names: Collection[str]) -> None:
         """Remove what killed workers left of some shards, which nobody may be writing now."""
-        self._remove(".part-*.tmp", names)
+        self._remove(".part-", ".tmp", names)
 
-    def _remove(self, pattern: str, names: Collection[str] | None) -> None:
-        with storage(self.root):
-            for folder in (self.path, f"{self.path}/errors"):
-                for path in self.fs.glob(f"{folder}/{pattern}"):
-                    name = path.rpartition("/")[2].removeprefix(".").removeprefix("part-")
-                    if names is None or name.partition(".parquet")[0] in names:
-                        self.fs.rm(path)
+    def _remove(self, prefix: str, suffix: str, names: Collection[str] | None) -> None:
+        for folder in (self.path, f"{self.path}/errors"):
+            for path in self._files(folder, prefix, suffix):
+                name = path.rpartition("/")[2].removeprefix(prefix)
+                if names is None or name.rpartition(".parquet")[0] in names:
+                    # A worker that still runs may have put it in its place meanwhile.
+                    with storage(self.root), suppress(FileNotFoundError):
+                        self.fs.rm_file(path)
 
     def metadata(self, part: str) -> PartMetadata:
         """A part's footer.
@@ -219,6 +226,10 @@ class FeatureStore:
         try:
             with self.fs.open(part, "rb") as file:
                 yield file
+        except FileNotFoundError as error:
+            raise FeatureStoreError(
+                f"{part} is not there (any more); look at the folder, and extract again."
+            ) from error
         except Exception as error:
             if not _is_corruption(error):
                 raise storage_error(part, error) from error
@@ -229,10 +240,7 @@ class FeatureStore:
     def errors(self) -> pa.Table:
         """All error rows."""
         tables = [ERROR_SCHEMA.empty_table()]
-        with storage(self.root):
-            for path in sorted(self.fs.glob(f"{self.path}/errors/part-*.parquet")):
-                with self.fs.open(path, "rb") as file:
-                    tables.append(pq.read_table(file))
+        tables += map(self.read, self._files(f"{self.path}/errors", "part-", ".parquet"))
         return pa.concat_tables(tables)
 
     def row_bytes(self) -> int:

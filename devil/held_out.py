@@ -2,7 +2,7 @@
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from devil.features import FeatureStore, columns_of, tensor_column
 from devil.pooling import mean_pool
-from devil.storage import in_threads
+from devil.storage import as_needed, in_threads
 from devil.translator import slots_of
 
 
@@ -46,11 +46,17 @@ class Split:
         Raises:
             FeatureStoreError: a part cannot be read.
         """
-        sizes = {
-            part: found.rows
-            for part, found in zip(parts, in_threads(store.metadata, parts), strict=True)
-        }
-        places = held_out_places(((part, store.keys(part)) for part in parts), count)
+        sizes: dict[str, int] = {}
+        if not count:
+            footers = in_threads(store.metadata, parts)
+            sizes = {part: found.rows for part, found in zip(parts, footers, strict=True)}
+
+        def keys() -> Iterator[tuple[str, Sequence[str]]]:
+            for part, found in zip(parts, as_needed(store.keys, parts), strict=True):
+                sizes[part] = len(found)
+                yield part, found
+
+        places = held_out_places(keys(), count)
         self.keys = frozenset(places)
         self.held_out: dict[str, list[int]] = {}
         for part, row in sorted(place for found in places.values() for place in found):

@@ -18,7 +18,7 @@ from devil.features import (
     renamed,
     temporary_name,
 )
-from devil.storage import storage
+from devil.storage import move, storage
 
 GROUP_BYTES = 64_000_000
 """Row groups are written when about this much has gathered."""
@@ -58,7 +58,7 @@ class PartWriter:
         with suppress(Exception):
             self._file.close()
         with storage(self.store.root):
-            self.store.fs.rm(self._temporary)
+            self.store.fs.rm_file(self._temporary)
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Add rows: lists for plain columns, arrays (row, ...) for tensor columns.
@@ -102,7 +102,7 @@ class PartWriter:
             parquet.add_key_value_metadata({METADATA: json.dumps(metadata._asdict())})
             parquet.close()
             self._file.close()
-            store.fs.mv(self._temporary, store.part_path(self.name))
+            move(store.fs, self._temporary, store.part_path(self.name))
         self._file = None
 
     def _write(self, rows: pa.Table) -> pq.ParquetWriter:

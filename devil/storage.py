@@ -1,10 +1,15 @@
 """File systems far away, which take their time and fail: a full disk, a bucket out of reach."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
+from itertools import islice
 from typing import TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from devil.errors import DevilError, MissingToolError, StorageError
 
@@ -56,6 +61,31 @@ def storage(address: str) -> Iterator[None]:
         if not is_storage_error(error):
             raise
         raise storage_error(address, error) from error
+
+
+def move(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
+    """Put a file in the place of another: in one step in a folder, as a copy in a bucket.
+
+    Elsewhere than in folders fsspec's own `mv` takes marks in a name for a pattern.
+    """
+    if isinstance(fs, LocalFileSystem):
+        fs.mv(source, target)
+    else:
+        fs.cp_file(source, target)
+        fs.rm_file(source)
+
+
+def as_needed(
+    function: Callable[[Thing], Found], things: Sequence[Thing], *, ahead: int = 8
+) -> Iterator[Found]:
+    """The same, some results ahead of the caller and no more: together they may be large."""
+    with ThreadPoolExecutor(ahead) as pool:
+        left = iter(things)
+        pending = deque(pool.submit(function, thing) for thing in islice(left, ahead))
+        while pending:
+            found = pending.popleft().result()
+            pending.extend(pool.submit(function, thing) for thing in islice(left, 1))
+            yield found
 
 
 def in_threads(function: Callable[[Thing], Found], things: Sequence[Thing]) -> list[Found]:

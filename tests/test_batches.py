@@ -1,6 +1,7 @@
 """Training batches: who is visited when, by whom, with which draw, and what is held out."""
 
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -241,3 +242,14 @@ def test_stores_that_do_not_serve(lm: LanguageModel, tmp_path: Path) -> None:
     assert TrainingBatches(store, lm, config(), layers=["deep"]).slots == ("deep",)
     with pytest.raises(FeatureStoreError, match="no rows to train on: 1 parts"):
         TrainingBatches(synthetic_store(tmp_path / "b", (0,)), lm, config())
+
+
+def test_a_store_that_grows_does_not_change_a_run(lm: LanguageModel, tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path, [9, 5])
+    names = [part.rsplit("/", 1)[-1] for part in store.parts()]
+    before = list(TrainingBatches(store, lm, config(validation_rows=3))(0, 9))
+    shutil.copy(store.parts()[0], tmp_path / "part-99999.parquet")
+    after = TrainingBatches(store, lm, config(validation_rows=3), parts=names)
+    assert all(map(equal, before, after(0, 9)))
+    more = TrainingBatches(store, lm, config(validation_rows=3))
+    assert not all(map(equal, before, more(0, 9)))

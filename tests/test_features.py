@@ -280,3 +280,21 @@ def test_memory_store_leaves_no_temporary_files() -> None:
     write(store, "00000")
     names = fsspec.filesystem("memory").find("/clean")
     assert not [name for name in names if name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("root", ["local", "memory"])
+def test_marks_in_names_are_no_pattern(root: str, tmp_path: Path) -> None:
+    address = str(tmp_path / "a[bc]*?") if root == "local" else "memory://a[bc]*?"
+    store = FeatureStore.create(address, manifest())
+    name = "photos [1].parquet.x"
+    write(store, name)
+    assert store.part_names() == {name} and store.errors().num_rows == 1
+    assert not [path for path in store.fs.find(store.path) if path.endswith(".tmp")]
+    store.remove({name})
+    assert not store.parts() and not store.errors().num_rows
+
+
+def test_a_part_that_is_gone(tmp_path: Path) -> None:
+    store = FeatureStore.create(str(tmp_path), manifest())
+    with pytest.raises(FeatureStoreError, match=r"part-x\.parquet is not there .*extract again"):
+        store.read(store.part_path("x"))
