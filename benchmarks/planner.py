@@ -20,12 +20,13 @@ from typing import Any
 from benchmarks.machine import describe_machine
 from benchmarks.memory import peaks, resident
 from devil.config import BackboneConfig, ExtractionConfig
-from devil.data.source import open_source
+from devil.data.shard import Shard
+from devil.data.source import Source, open_source
 from devil.features import FeatureStore, PartMetadata
 from devil.files import write_json
 from devil.manifest import Manifest
 from devil.part_writer import PartWriter
-from devil.shard_progress import check_names, finished_parts, plan
+from devil.shard_progress import Plan, check_names, finished_parts, plan, with_sizes
 from devil.types import LayerShape
 from pipelines.cli import run_script
 from pipelines.pool import PoolConfig, over_pool, start_ray
@@ -64,7 +65,7 @@ def planner(options: PlannerOptions) -> dict[str, Any]:
         _timed(found, "check_names", lambda: check_names(shards))
         done = _timed(found, "finished", lambda: finished_parts(store, source, shards))
         left = [shard for shard in shards if shard.name not in done]
-        _timed(found, "plan", lambda: plan(store, source, left, len(done), rate=1.0))
+        _timed(found, "plan", lambda: planned(store, source, left, len(done)))
         units = _timed(found, "units", lambda: [json.dumps(shard) for shard in left])
     assert len(done) == options.shards // 2 and len(units) == options.shards - len(done)
     start_ray()
@@ -72,6 +73,11 @@ def planner(options: PlannerOptions) -> dict[str, Any]:
     write_json(options.results, found)
     print(json.dumps(found, indent=2))
     return found
+
+
+def planned(store: FeatureStore, source: Source, left: list[Shard], done: int) -> Plan:
+    """What a dry run adds up."""
+    return plan(store, source, with_sizes(source, left), done, rate=1.0)
 
 
 def _timed(found: dict[str, Any], stage: str, work: Callable[[], Any]) -> Any:

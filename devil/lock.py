@@ -6,12 +6,14 @@ elsewhere when it has not been touched for some minutes. It is then taken over, 
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,11 +21,14 @@ from os import PathLike
 from pathlib import Path
 
 from devil.errors import ConfigError, LockError
+from devil.storage import storage
 
 logger = logging.getLogger(__name__)
 
 BEATS = 10
 """How often a holder touches its file within the time after which others give it up."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What file systems without hard links say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +72,18 @@ class Holder:
 
 
 class Lock:
-    """Held within `with Lock(path): ...`; whoever comes second gets a `LockError` at once."""
+    """Held within `with Lock(path): ...`; whoever comes second gets a `LockError`."""
 
-    def __init__(self, path: str | PathLike[str], *, stale_minutes: float = 10) -> None:
+    def __init__(
+        self, path: str | PathLike[str], *, stale_minutes: float = 10, patient: bool = False
+    ) -> None:
         """Name the file; nothing is taken yet.
 
         Args:
             path: the file; its folder is made. All machines must see the same one.
             stale_minutes: a holder on another machine that has been silent for longer is gone.
+            patient: wait for a holder on another machine to give a sign of life, or to be gone,
+                as where a lost job is started anew at once; False: it is taken to live until then.
 
         Raises:
             ConfigError: `stale_minutes` is not above 0.
@@ -83,6 +92,7 @@ class Lock:
             raise ConfigError(f"stale_minutes is {stale_minutes!r}; allowed: above 0.")
         self.path = Path(path)
         self.stale_seconds = 60 * stale_minutes
+        self.patient = patient
         self._holder: Holder | None = None
         self._released = threading.Event()
 
@@ -91,11 +101,15 @@ class Lock:
 
         Raises:
             LockError: somebody holds it.
+            StorageError: the file cannot be written.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        holder = Holder.here()
-        while not self._create(holder):
-            self._clear_stale()
+        with storage(str(self.path)):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            holder = Holder.here()
+            while not self._create(holder):
+                if self.patient:
+                    self._watch()
+                self._clear_stale()
         self._holder = holder
         self._released.clear()
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
@@ -122,14 +136,34 @@ class Lock:
     def _create(self, holder: Holder) -> bool:
         """Whether the file could be made; a link appears with all its content, and only once."""
         temporary = self.path.with_name(f".{self.path.name}.{holder.token}")
-        temporary.write_text(json.dumps(asdict(holder), indent=2) + "\n")
+        content = json.dumps(asdict(holder), indent=2) + "\n"
         try:
-            os.link(temporary, self.path)
+            temporary.write_text(content)
+            try:
+                os.link(temporary, self.path)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                with open(self.path, "x") as file:  # for a moment without its content
+                    file.write(content)
             return True
         except FileExistsError:
             return False
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
+
+    def _watch(self) -> None:
+        """Wait until a holder on another machine stirs, ends, or has been silent for too long."""
+        holder = self._read()
+        if holder is not None and holder.is_local():
+            return
+        with contextlib.suppress(FileNotFoundError):
+            touched = self.path.stat().st_mtime_ns
+            logger.warning("%s is held by %s; waiting for a sign of life", self.path, holder)
+            while self.path.stat().st_mtime_ns == touched:
+                if self._silent_seconds() >= self.stale_seconds:
+                    return
+                time.sleep(min(1.0, self.stale_seconds / BEATS))
 
     def _clear_stale(self) -> None:
         """Remove the file if its holder is gone.

@@ -35,8 +35,8 @@ def _unchanged(store: FeatureStore, source: Source, shard: Shard) -> PartMetadat
         return None
     raise FeatureStoreError(
         f"{part} was made from {metadata.source} ({metadata.source_bytes:,} bytes), and "
-        f"{shard.address} ({size:,} bytes) has the same name but other content. Rename the shard, "
-        "or use another store."
+        f"{shard.address} ({size:,} bytes) has the same name but other content, or is cut or read "
+        "otherwise (--source). Rename the shard, or use another store."
     )
 
 
@@ -86,28 +86,42 @@ class Plan(NamedTuple):
         return self.rows / (self.rate * workers) / 3600 if self.rate else float("inf")
 
 
+def with_sizes(source: Source, shards: Sequence[Shard]) -> list[tuple[Shard, int]]:
+    """Shards and their bytes."""
+    sizes = [identity.size for identity in in_threads(source.identity, shards)]
+    return list(zip(shards, sizes, strict=True))
+
+
+def typical(shards: Sequence[tuple[Shard, int]]) -> tuple[Shard, int]:
+    """One of middle size, by which others are judged: the smallest may be empty or cut off."""
+    return sorted(shards, key=lambda entry: entry[1])[len(shards) // 2]
+
+
 def plan(
-    store: FeatureStore, source: Source, shards: Sequence[Shard], done: int, *, rate: float
+    store: FeatureStore,
+    source: Source,
+    shards: Sequence[tuple[Shard, int]],
+    done: int,
+    *,
+    rate: float,
 ) -> Plan:
     """Add up what is left.
 
     Args:
         store: says how large a row is.
-        source: says how large a shard is.
-        shards: those left. Where a shard does not say how many rows it holds, the first of them is
-            read through, and the others are taken to hold as many for each byte.
+        source: reads a shard.
+        shards: those left, and their bytes. Where they do not say how many rows they hold, the
+            `typical` one is read through, and the others are taken to hold as many for each byte.
         done: how many are finished.
         rate: rows per second of one worker.
     """
-    sizes = [identity.size for identity in in_threads(source.identity, shards)]
-    rows = sum(shard.rows or 0 for shard in shards)
-    unknown = [i for i, shard in enumerate(shards) if shard.rows is None]
+    rows = sum(shard.rows or 0 for shard, _ in shards)
+    unknown = [(shard, size) for shard, size in shards if shard.rows is None]
     if unknown:
-        first = unknown[0]
-        read = _count(source, shards[first])
-        rows += round(read * sum(sizes[i] for i in unknown) / max(1, sizes[first]))
-    each = store.row_bytes()
-    return Plan(len(shards) + done, done, rows, sum(sizes), rows * each, rate)
+        judged, size = typical(unknown)
+        rows += round(_count(source, judged) * sum(size for _, size in unknown) / max(1, size))
+    read = sum(size for _, size in shards)
+    return Plan(len(shards) + done, done, rows, read, rows * store.row_bytes(), rate)
 
 
 def _count(source: Source, shard: Shard) -> int:

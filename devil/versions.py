@@ -20,7 +20,15 @@ from devil.errors import ConfigError, ModelFolderError
 from devil.folder import check_folder
 from devil.lock import Lock
 from devil.model import DeViL
-from devil.release import NAME, VERSIONS, Release, read_release, version_folder, write_release
+from devil.release import (
+    NAME,
+    VERSIONS,
+    Release,
+    read_release,
+    release_file,
+    version_folder,
+    write_release,
+)
 
 DIGITS = 8
 """Digits of the weights' digest in a version's name."""
@@ -40,6 +48,23 @@ class ModelVersions:
             ModelFolderError: `current.json` is corrupt.
         """
         return read_release(self.root)
+
+    def check_current(self) -> None:
+        """Find out whether the current version, if there is one, can be compared with.
+
+        Raises:
+            ModelFolderError: it is missing or corrupt; says how to go on.
+        """
+        release = self.current()
+        if release is None:
+            return
+        try:
+            self._check(release.current)
+        except ModelFolderError as error:
+            raise ModelFolderError(
+                f"{error} It is the current version: put its folder back, go back to an earlier "
+                f"one (--rollback), or remove {release_file(self.root)} to begin anew."
+            ) from error
 
     def folder(self, name: str) -> Path:
         """The model folder of a version."""

@@ -15,5 +15,5 @@ class Attempts:
         return self.begun[unit] - 1
 
     def end(self, unit: str) -> None:
-        """The worker lives."""
+        """The worker lives, and its unit is counted anew."""
         del self.begun[unit]

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import tyro
 
 from devil.cli import exit_on_error, start_logging
-from devil.errors import DevilError
+from devil.errors import ConfigError, DevilError
 
 Options = TypeVar("Options")
 
@@ -36,6 +36,18 @@ def run_script(
 def absolute(address: str) -> str:
     """A local path as workers need it, who have working folders of their own; a URL as it is."""
     return address if "://" in address else str(Path(address).resolve())
+
+
+def local_folder(name: str, address: str) -> None:
+    """Refuse a bucket where a folder is needed; its address would become a folder's name.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if "://" in address:
+        raise ConfigError(
+            f"{name} is {address}; allowed: a folder (on a cluster, one that all nodes share)."
+        )
 
 
 def devil_error(error: BaseException | None) -> DevilError | None:

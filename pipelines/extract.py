@@ -7,33 +7,40 @@ A run that is started again skips finished shards; what cannot be read stands in
 stage and reason. `--dry-run` says what is left and how long it will take.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 import tyro
+from fsspec.implementations.local import LocalFileSystem
 
 from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig, SourceConfig
 from devil.data.shard import Shard
 from devil.data.source import Source, guessed_format, open_source
-from devil.errors import ConfigError, DataError
+from devil.errors import ConfigError, DataError, StorageError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore
+from devil.lock import Lock
 from devil.manifest import Manifest
-from devil.shard_progress import check_names, finished_parts, plan
-from devil.storage import in_threads
+from devil.shard_progress import check_names, finished_parts, plan, typical, with_sizes
+from devil.storage import in_threads, storage
 from pipelines.cli import absolute, run_script
 from pipelines.extract_progress import Progress, log_counts, log_plan
 from pipelines.pool import PoolConfig, over_pool, own_device, start_ray, worker_count
 
 logger = logging.getLogger("extract")
 
+LOCK = "extract.lock"
+STALE_MINUTES = 2.0
 MEASURED_ROWS = 256
 """Rows from which a dry run measures the rate."""
 
@@ -92,6 +99,7 @@ def extract(options: ExtractOptions) -> Manifest:
             again; all others are finished then.
         BackboneError, LayerError: the backbone cannot be had.
         FeatureStoreError: the store belongs to another configuration.
+        LockError: another extraction into this folder is running.
         StorageError: a folder or bucket cannot be reached, or is full.
     """
     if options.limit is not None and options.limit < 1:
@@ -113,19 +121,20 @@ def extract(options: ExtractOptions) -> Manifest:
         store = planned(absolute(options.store), manifest)
         _plan(Extractor(backbone, source, store), shards, options)
         return store.manifest
-    store = FeatureStore.create(absolute(options.store), manifest, overwrite=options.overwrite)
     del backbone
-    if options.overwrite:
-        store.remove({shard.name for shard in shards})
     arguments = {
         "shards": address,
         "source": read_by,
-        "store": store.root,
+        "store": absolute(options.store),
         "backbone": config,
         "threads": options.pool.cpus_per_worker,
     }
-    deadly = _run(shards, source, store, arguments, options.pool)
-    log_counts(store, _count(store))
+    with _alone(absolute(options.store)):
+        store = FeatureStore.create(absolute(options.store), manifest, overwrite=options.overwrite)
+        if options.overwrite:
+            store.remove({shard.name for shard in shards})
+        deadly = _run(shards, source, store, arguments, options.pool)
+        log_counts(store, _count(store))
     if deadly:
         raise DataError(
             f"workers died on {len(deadly)} shards, which were set aside: {', '.join(deadly[:5])}"
@@ -133,6 +142,19 @@ def extract(options: ExtractOptions) -> Manifest:
             "pictures that take too much memory, mend or remove them, and start again."
         )
     return store.manifest
+
+
+def _alone(store: str) -> contextlib.AbstractContextManager[Any]:
+    """One extraction at a time into a folder; a bucket has no locks.
+
+    A job that was lost is started anew at once, on another machine: it waits for the lost one's
+    lock to go stale.
+    """
+    with storage(store):
+        fs, path = fsspec.core.url_to_fs(store)
+    if not isinstance(fs, LocalFileSystem):
+        return contextlib.nullcontext()
+    return Lock(Path(path) / LOCK, stale_minutes=STALE_MINUTES, patient=True)
 
 
 def _run(
@@ -145,17 +167,23 @@ def _run(
     """Extract what is not done; names of the shards that were set aside."""
     done = finished_parts(store, source, shards)
     left = [shard for shard in shards if shard.name not in done]
-    store.remove_unfinished({shard.name for shard in left})
+    names = {shard.name for shard in left}
+    store.remove_unfinished(names)
     logger.info("%d shards, %d of them finished before", len(shards), len(done))
     if not left:
         return []
     start_ray()
     deadly: list[str] = []
     units = [json.dumps(shard) for shard in left]
-    with Progress(len(shards), len(done), worker_count(pool, len(left))) as progress:
-        for row in over_pool(units, ExtractionWorker, arguments, pool, deadly=deadly):
-            progress.update(ShardRecord(**json.loads(row["record"])))
-    store.remove_unfinished({shard.name for shard in left})
+    try:
+        with Progress(len(shards), len(done), worker_count(pool, len(left))) as progress:
+            for row in over_pool(units, ExtractionWorker, arguments, pool, deadly=deadly):
+                progress.update(ShardRecord(**json.loads(row["record"])))
+    except BaseException:
+        with contextlib.suppress(StorageError):  # what ended the run is told, and not this
+            store.remove_unfinished(names)
+        raise
+    store.remove_unfinished(names)
     return [Shard(*json.loads(unit)).name for unit in deadly]
 
 
@@ -168,12 +196,12 @@ def _count(store: FeatureStore) -> Counter[str]:
 
 
 def _plan(extractor: Extractor, shards: Sequence[Shard], options: ExtractOptions) -> None:
-    """Measure on the first shard that is left, and say what a run would do."""
+    """Measure on a typical shard that is left, and say what a run would do."""
     store, source = extractor.store, extractor.source
     done = {} if options.overwrite else finished_parts(store, source, shards)
-    left = [shard for shard in shards if shard.name not in done]
+    left = with_sizes(source, [shard for shard in shards if shard.name not in done])
     torch.set_num_threads(options.pool.cpus_per_worker)
-    rate = extractor.rate(left[0], MEASURED_ROWS) if left else 0.0
+    rate = extractor.rate(typical(left)[0], MEASURED_ROWS) if left else 0.0
     start_ray()
     workers = worker_count(options.pool, max(1, len(left)))
     log_plan(plan(store, source, left, len(done), rate=rate), workers)

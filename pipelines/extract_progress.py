@@ -72,4 +72,4 @@ def log_plan(plan: Plan, workers: int) -> None:
             workers,
         )
     elif plan.rows:
-        logger.info("the first shard is too short to measure a rate")
+        logger.info("shards are too short to measure a rate")

@@ -36,6 +36,8 @@ DEADLY = "deadly"
 """Column of a record that stands for a unit which killed its worker again and again."""
 ATTEMPTS = 3
 """So many workers may a unit kill before it is set aside."""
+START = "<start>"
+"""Stands among the units that were begun for a worker's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class PoolConfig:
     """Processors, and threads, of each actor."""
     gpus_per_worker: float = 0.0
     """GPUs of each actor; a fraction shares one."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: at least {least}.")
 
 
 def own_device() -> str:
@@ -142,15 +149,28 @@ class _Actor:
     """
 
     def __init__(
-        self, build: Callable[..., Any], arguments: dict[str, Any], threads: int, attempts: Any
+        self,
+        build: Callable[..., Any],
+        arguments: dict[str, Any],
+        threads: int,
+        attempts: Any,
+        starts: int,
     ) -> None:
         torch.set_num_threads(threads)
         self.attempts = attempts
         self.failure: DevilError | None = None
+        died = cast(int, ray.get(attempts.begin.remote(START)))
         try:
+            if died >= starts:  # Ray would start workers for ever
+                raise DevilError(
+                    f"workers died {died} times while they started, and none lived; look at their "
+                    "logs, and at the machine's memory."
+                )
             self.worker = build(**arguments)
         except DevilError as error:
             self.failure = error
+        finally:
+            attempts.end.remote(START)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         (unit,) = batch["unit"]
@@ -193,7 +213,8 @@ def over_pool(
 
     Raises:
         ConfigError: the pool is larger than this machine.
-        DevilError: the first that a worker raised; the units after it are given up.
+        DevilError: the first that a worker raised; the units after it are given up. Or workers
+            die while they start, again and again.
     """
     start_ray()
     count = worker_count(config, len(units))
@@ -217,6 +238,7 @@ def over_pool(
             "arguments": arguments,
             "threads": config.cpus_per_worker,
             "attempts": attempts,
+            "starts": ATTEMPTS * count,
         },
     )
     for record in results.iter_rows():

@@ -29,6 +29,7 @@ from devil.config import (
     DecodingConfig,
     ExtractionConfig,
     LanguageModelConfig,
+    SourceConfig,
     TrainingConfig,
     TranslatorConfig,
 )
@@ -40,8 +41,9 @@ from devil.files import write_json
 from devil.lock import Lock
 from devil.model import DeViL
 from devil.release import Release
+from devil.storage import in_threads
 from devil.versions import ModelVersions
-from pipelines.cli import absolute, run_script
+from pipelines.cli import absolute, local_folder, run_script
 from pipelines.extract import ExtractOptions, extract
 from pipelines.pool import PoolConfig, own_device
 from pipelines.train import TrainOptions, train
@@ -49,6 +51,8 @@ from pipelines.train import TrainOptions, train
 logger = logging.getLogger("retrain")
 
 GATE, INPUTS, RUNS = "gate.json", "inputs.json", "runs"
+HOW = ("output", "start_from", "workers", "max_workers", "max_failures", "gpu")
+"""Options of training that do not decide its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,7 @@ class RetrainOptions:
     """Folder of the versions, with the runs and the switch. On a cluster, one that all share."""
     backbone: BackboneConfig
     language_model: LanguageModelConfig
+    source: SourceConfig = field(default_factory=SourceConfig)
     extraction: ExtractionConfig = field(default_factory=ExtractionConfig)
     translator: TranslatorConfig = field(default_factory=TranslatorConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -77,6 +82,10 @@ class RetrainOptions:
     """Name of the model."""
     workers: int = 1
     """Data-parallel workers of the training."""
+    max_workers: int = 0
+    """Let the training grow up to so many while the cluster has room; 0: always `workers`."""
+    max_failures: int = 3
+    """Deaths of workers that the training survives; -1: all."""
     gpu: bool = False
     """Give each of them one GPU."""
     cpus_per_worker: int = 2
@@ -89,6 +98,8 @@ class RetrainOptions:
     def __post_init__(self) -> None:
         if self.keep < 2:
             raise ConfigError(f"keep is {self.keep}; allowed: at least 2, to be able to go back.")
+        local_folder("models", self.models)
+        _training(self, Path())  # finds bad numbers of workers before the extraction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +118,15 @@ def retrain(options: RetrainOptions) -> Verdict | None:
 
     Raises:
         GateError: the new model is not good enough; the current one stays.
+        ModelFolderError: the current version is missing or corrupt.
         LockError: a retraining into this folder is running.
         DevilError: as `extract` and `train`.
     """
     versions = ModelVersions(options.models)
     held_out = FeatureStore.open(absolute(options.held_out))
-    lock = Lock(versions.root / "retrain.lock", stale_minutes=options.stale_minutes)
+    lock = Lock(versions.root / "retrain.lock", stale_minutes=options.stale_minutes, patient=True)
     with lock:
+        versions.check_current()
         extract(_extract_options(options))
         store = FeatureStore.open(absolute(options.store))
         _check_held_out(held_out, store)
@@ -147,6 +160,7 @@ def _extract_options(options: RetrainOptions) -> ExtractOptions:
         shards=options.shards,
         store=options.store,
         backbone=options.backbone,
+        source=options.source,
         extraction=options.extraction,
         pool=options.pool,
     )
@@ -167,6 +181,8 @@ def _training(options: RetrainOptions, run: Path) -> TrainOptions:
         training=options.training,
         name=options.name,
         workers=options.workers,
+        max_workers=options.max_workers,
+        max_failures=options.max_failures,
         gpu=options.gpu,
         cpus_per_worker=options.cpus_per_worker,
     )
@@ -189,11 +205,20 @@ def _claim_run(options: RetrainOptions, store: FeatureStore, versions: ModelVers
     The version from which a warm start goes on is no part of the name, and stays what it was when
     the run was first started: a release would else make every finished run a new one.
     """
-    parts = {part.rsplit("/", 1)[-1]: store.metadata(part) for part in store.parts()}
+    parts = store.parts()
+    footers = in_threads(store.metadata, parts)
+    names = [part.rsplit("/", 1)[-1] for part in parts]
     inputs: dict[str, Any] = {
-        "parts": {n: [p.rows, p.source_bytes, p.source_head] for n, p in parts.items()},
+        "parts": {
+            name: [found.rows, found.source_bytes, found.source_head]
+            for name, found in zip(names, footers, strict=True)
+        },
         "backbone_digest": store.manifest.backbone_digest,
-        "training": dataclasses.asdict(_training(options, Path())),
+        "training": {
+            name: value
+            for name, value in dataclasses.asdict(_training(options, Path())).items()
+            if name not in HOW
+        },
         "warm_start": options.warm_start,
     }
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:8]
@@ -246,7 +271,8 @@ def _release(
 
 def _prune_runs(runs: Path, keep: int) -> None:
     """Remove all runs but the last ones, which hold checkpoints; versions are kept elsewhere."""
-    for run in sorted(runs.iterdir(), key=lambda run: run.stat().st_mtime_ns)[:-keep]:
+    found = [file.parent for file in runs.glob(f"*/{INPUTS}")]
+    for run in sorted(found, key=lambda run: run.stat().st_mtime_ns)[:-keep]:
         shutil.rmtree(run)
 
 

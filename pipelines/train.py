@@ -24,10 +24,11 @@ from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, 
 from devil.errors import ConfigError
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
+from devil.lock import Lock
 from devil.model import DeViL
 from devil.training import check_context
 from devil.warm_start import check_start
-from pipelines.cli import absolute, devil_error, run_script
+from pipelines.cli import absolute, devil_error, local_folder, run_script
 from pipelines.pool import check_room, start_ray
 from pipelines.runs import claim_run
 from pipelines.training_failures import EndAtOnce
@@ -35,7 +36,8 @@ from pipelines.training_worker import train_worker
 
 logger = logging.getLogger("train")
 
-RUN = "run.json"
+RUN, LOCK = "run.json", "train.lock"
+STALE_MINUTES = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,18 @@ class TrainOptions:
     cpus_per_worker: int = 2
     """Processors, and threads, of each worker."""
 
+    def __post_init__(self) -> None:
+        least = {"workers": 1, "max_workers": 0, "max_failures": -1, "cpus_per_worker": 1}
+        for name, lowest in least.items():
+            if getattr(self, name) < lowest:
+                raise ConfigError(f"{name} is {getattr(self, name)}; allowed: at least {lowest}.")
+        local_folder("output", self.output)
+        if 0 < self.max_workers < self.workers:
+            raise ConfigError(
+                f"max_workers is {self.max_workers}; allowed: 0, or at least workers, "
+                f"{self.workers}."
+            )
+
 
 def train(options: TrainOptions) -> DeViL:
     """Train, or go on with, a translator.
@@ -81,6 +95,7 @@ def train(options: TrainOptions) -> DeViL:
             workers, or the machine is.
         CaptionError: no caption can be trained on.
         LossError: the loss is not finite; names the file with the batch's keys.
+        LockError: another training into this folder is running.
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
@@ -88,6 +103,12 @@ def train(options: TrainOptions) -> DeViL:
     if not (output / "training" / "finished").is_file():
         start_ray()
         check_room(options.workers, options.cpus_per_worker, float(options.gpu))
+    # A job that was lost is started anew at once, on another machine, and waits for its lock.
+    with Lock(output / "training" / LOCK, stale_minutes=STALE_MINUTES, patient=True):
+        return _train(options, wanted, output)
+
+
+def _train(options: TrainOptions, wanted: Mapping[str, Any], output: Path) -> DeViL:
     if _finished(output, wanted):
         logger.info("%s is finished; nothing to do", output)
         return DeViL.from_pretrained(output / "model", load_backbone=False)

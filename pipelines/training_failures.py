@@ -7,7 +7,7 @@ import ray.train
 import torch
 
 from devil.batches import TrainingBatches
-from devil.errors import FeatureStoreError, LossError
+from devil.errors import LossError, StorageError
 from devil.files import write_json
 from pipelines.cli import devil_error
 
@@ -17,15 +17,15 @@ BROKEN_BATCH = "broken_batch.json"
 class EndAtOnce(ray.train.UserCallback):
     """Ends a training whose workers raise an error of the user's, which would only come again.
 
-    A worker that dies is replaced as often as `max_failures` says; and a feature store may be out
-    of reach for a moment, so that is tried again, too.
+    A worker that dies is replaced as often as `max_failures` says; and storage may be out of reach
+    for a moment, so that is tried again, too. A part that is broken stays so.
     """
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Raise the error here, in the controller, which does not try again after its own."""
         for error in worker_exceptions.values():
             ours = devil_error(error)
-            if ours is not None and not isinstance(ours, FeatureStoreError):
+            if ours is not None and not isinstance(ours, StorageError):
                 raise ours
 
 

@@ -1,5 +1,6 @@
 """One at a time: a second holder is refused, and what a dead one left behind is taken over."""
 
+import errno
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from devil.errors import ConfigError, LockError
+from devil.errors import ConfigError, LockError, StorageError
 from devil.lock import Holder, Lock
 
 ROOT = Path(__file__).parent.parent
@@ -149,3 +150,52 @@ def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
 def test_times_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="stale_minutes is 0; allowed: above 0"):
         Lock(tmp_path / "a.lock", stale_minutes=0)
+
+
+def stir(path: Path) -> threading.Thread:
+    """Another machine's sign of life, soon."""
+    thread = threading.Timer(0.3, lambda: os.utime(path))
+    thread.start()
+    return thread
+
+
+def test_a_patient_one_finds_out_whether_another_machine_lives(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    leave_behind(path, silent=0)
+    with Lock(path, stale_minutes=0.01, patient=True) as lock:  # it stayed silent
+        lock.check()
+    leave_behind(path, silent=0)
+    thread = stir(path)
+    with pytest.raises(LockError, match=r"held by process .* on elsewhere"):
+        Lock(path, stale_minutes=10, patient=True).__enter__()
+    thread.join()
+    leave_behind(path, silent=0)
+    thread = threading.Timer(0.3, path.unlink)  # it ended
+    thread.start()
+    with Lock(path, stale_minutes=10, patient=True) as lock:
+        lock.check()
+
+
+def test_a_patient_one_does_not_wait_for_a_process_that_it_sees(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with Lock(path), pytest.raises(LockError, match=f"held by process {os.getpid()} on "):
+        Lock(path, stale_minutes=1e6, patient=True).__enter__()
+
+
+def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a.lock"
+    with Lock(path) as lock:
+        lock.check()
+        with pytest.raises(LockError, match=f"held by process {os.getpid()} on "):
+            Lock(path).__enter__()
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"a\.lock cannot be used"):
+        Lock(tmp_path / "file" / "a.lock").__enter__()

@@ -198,3 +198,19 @@ def test_the_switch_is_moved_by_one_at_a_time(versions: ModelVersions, models: l
         pytest.raises(LockError, match=r"switch\.lock is held"),
     ):
         versions.promote(second, instead_of=None, why={})
+
+
+def test_a_current_version_that_was_removed_by_hand(
+    versions: ModelVersions, models: list[DeViL]
+) -> None:
+    versions.check_current()
+    first, second = release(versions, models[0]), release(versions, models[1])
+    versions.check_current()
+    shutil.rmtree(versions.folder(second))
+    with pytest.raises(
+        ModelFolderError, match=rf"no version {second}; .*--rollback.*current\.json"
+    ):
+        versions.check_current()
+    versions.rollback()
+    versions.check_current()
+    assert versions.current().current == first  # type: ignore[union-attr]

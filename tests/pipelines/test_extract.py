@@ -1,6 +1,7 @@
 """Extraction through real Ray: restart, errors, and what is refused."""
 
 import json
+import re
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,9 +12,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from tiny import encoded, picture, sample_members, tiny_backbone_weights, tiny_shards, write_tar
 
 from devil.config import ExtractionConfig
-from devil.errors import ConfigError, DataError, FeatureStoreError, LayerError, StorageError
+from devil.errors import (
+    ConfigError,
+    DataError,
+    FeatureStoreError,
+    LayerError,
+    LockError,
+    StorageError,
+)
 from devil.features import FeatureStore
-from pipelines.extract import ExtractOptions, extract
+from devil.lock import Lock
+from pipelines.extract import ExtractionWorker, ExtractOptions, extract
 from pipelines.pool import PoolConfig
 
 CAPTION = "a red circle on the left side"
@@ -157,3 +166,62 @@ def test_a_bucket_out_of_reach_is_told_and_nothing_is_made(tmp_path: Path) -> No
     tiny_shards(tmp_path / "shards", shards=1, rows=2)
     with pytest.raises(StorageError, match="unreachable://bucket/store cannot be used"):
         extract(options(tmp_path, store="unreachable://bucket/store"))
+
+
+def test_a_dry_run_is_not_misled_by_an_empty_shard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_shards(tmp_path / "shards", shards=3, rows=9)
+    (tmp_path / "shards" / "00000.tar").write_bytes(b"")
+    caplog.set_level("INFO", "extract")
+    extract(options(tmp_path, dry_run=True))
+    found = re.search(r"left: (\d+) rows", caplog.text)
+    assert found and 16 <= int(found[1]) <= 20  # two shards of nine rows, judged by their bytes
+    assert "rows/s of one worker, measured here" in caplog.text
+
+
+def test_two_extractions_into_one_folder(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    (tmp_path / "store").mkdir()
+    with (
+        Lock(tmp_path / "store" / "extract.lock"),
+        pytest.raises(LockError, match=r"extract\.lock is held by process"),
+    ):
+        extract(options(tmp_path))
+    assert not (tmp_path / "store" / "manifest.json").exists()
+    assert extract(options(tmp_path)).rows == 2
+    assert not (tmp_path / "store" / "extract.lock").exists()
+
+
+def test_what_somebody_put_into_the_store_is_told_and_not_read(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=2, rows=2)
+    extract(options(tmp_path, limit=1))
+    planted = tmp_path / "store" / "part-00001.parquet"
+    planted.write_bytes((tmp_path / "store" / "part-00000.parquet").read_bytes()[:-100])
+    with pytest.raises(FeatureStoreError, match=r"part-00001\.parquet is no whole part.*remove it"):
+        extract(options(tmp_path))
+    planted.unlink()
+    (tmp_path / "store" / ".part-00001.parquet.0badcafe.tmp").write_bytes(b"half a part")
+    assert extract(options(tmp_path)).rows == 4
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_run_that_breaks_off_leaves_no_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    store = tmp_path / "store"
+
+    class Failing(ExtractionWorker):
+        """Leaves a file behind, as one that is killed does, and ends the run; travels by value."""
+
+        def __call__(self, shard: str) -> NoReturn:
+            (store / ".part-00000.parquet.0badcafe.tmp").write_bytes(b"half a part")
+            raise StorageError("the network is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.extract.ExtractionWorker", Failing)
+        with pytest.raises(StorageError, match="the network is gone"):
+            extract(options(tmp_path, pool=PoolConfig(workers=1, cpus_per_worker=1)))
+    assert not list(store.rglob("*.tmp"))
+    assert extract(options(tmp_path)).rows == 2

@@ -34,3 +34,16 @@ def _environment() -> Callable[[str], dict[str, Any]]:
 def test_workers_keep_freed_memory() -> None:
     found = over_pool(list(KEEP_MEMORY), _environment, {}, PoolConfig(workers=1, cpus_per_worker=1))
     assert sorted(record["value"] for record in found) == sorted(KEEP_MEMORY.values())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": -1}, "workers is -1; allowed: at least 0"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker is 0; allowed: at least 1"),
+        ({"gpus_per_worker": float("nan")}, "gpus_per_worker is nan; allowed: at least 0"),
+    ],
+)
+def test_pools_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PoolConfig(**values)

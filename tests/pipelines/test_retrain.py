@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,23 @@ from devil.config import (
     DecodingConfig,
     ExtractionConfig,
     LanguageModelConfig,
+    SourceConfig,
     TrainingConfig,
     TranslatorConfig,
 )
 from devil.data.source import open_source
 from devil.data.webdataset import read_shard
-from devil.errors import ConfigError, FeatureStoreError, GateError, LockError
+from devil.errors import (
+    ConfigError,
+    FeatureStoreError,
+    GateError,
+    LockError,
+    ModelFolderError,
+)
 from devil.evaluation.gate import GateConfig
 from devil.extraction import Extractor
 from devil.features import FeatureStore
+from devil.files import write_json
 from devil.lock import Lock
 from devil.manifest import Manifest
 from devil.model import DeViL
@@ -45,6 +54,8 @@ from pipelines.retrain import (
     RetrainOptions,
     _check_held_out,
     _claim_run,
+    _extract_options,
+    _prune_runs,
     _train_options,
     main,
     retrain,
@@ -191,6 +202,12 @@ def test_the_life_of_a_model(
         retrain(options(inputs, tmp_path, **wrong))
     assert versions.current() == second and not verdict(tmp_path)["passed"]
 
+    # The current version's folder is lost: told before the work, with the way out.
+    shutil.move(versions.folder(second.current), tmp_path / "lost")
+    with pytest.raises(ModelFolderError, match=f"no version {second.current}.*--rollback"):
+        retrain(asked)
+    shutil.move(tmp_path / "lost", versions.folder(second.current))
+
     # What was rolled back does not come again by itself.
     main(["--models", str(tmp_path / "models"), "--rollback"])
     back = versions.current()
@@ -235,6 +252,8 @@ def test_a_run_is_named_by_what_decides_its_model(inputs: Path, tmp_path: Path) 
     same = dataclasses.replace(asked, gate=GateConfig(margin=0.3), keep=5)
     assert _claim_run(same, store, versions) == run
     more = synthetic_store(tmp_path / "b", [4, 5])
+    wider = dataclasses.replace(asked, workers=2, max_workers=4, max_failures=9)
+    assert _claim_run(wider, store, versions) == run  # the result is the same
     longer = dataclasses.replace(asked, training=TrainingConfig(steps=7, warmup_steps=1))
     others = [_claim_run(asked, more, versions), _claim_run(longer, store, versions)]
     assert len({run, *others}) == 3
@@ -262,3 +281,23 @@ def test_a_warm_start_stays_with_the_version_that_it_began_from(
 def test_too_few_versions_to_go_back(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="keep is 1; allowed: at least 2"):
         options(inputs, tmp_path, keep=1)
+    with pytest.raises(ConfigError, match="workers is 0"):
+        options(inputs, tmp_path, workers=0)
+    with pytest.raises(ConfigError, match="models is gs://bucket; allowed: a folder"):
+        options(inputs, tmp_path, models="gs://bucket")
+
+
+def test_the_oldest_runs_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for number in range(4):
+        write_json(tmp_path / f"run{number}" / "inputs.json", {})
+        os.utime(tmp_path / f"run{number}", (number, number))
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "notes").mkdir()
+    _prune_runs(tmp_path, 2)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".DS_Store", "notes", "run2", "run3"]
+
+
+def test_any_source_can_be_retrained_on(inputs: Path, tmp_path: Path) -> None:
+    source = SourceConfig(format="table", images="photos", rows_per_shard=7)
+    assert _extract_options(options(inputs, tmp_path, source=source)).source == source

@@ -1,5 +1,6 @@
 """Training through real Ray Train: killed and resumed, two workers, finished runs."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray.train
@@ -16,7 +19,14 @@ from tiny import tiny_language_model, tiny_store
 from training_runs import STEPS, Killer, config, metrics, options, same_weights
 
 from devil.config import TrainingConfig, TranslatorConfig
-from devil.errors import CaptionError, ConfigError, FeatureStoreError, ModelFolderError
+from devil.errors import (
+    CaptionError,
+    ConfigError,
+    FeatureStoreError,
+    LockError,
+    ModelFolderError,
+)
+from devil.lock import Lock
 from devil.model import DeViL
 from pipelines.train import _finished, _run_description, train
 
@@ -116,22 +126,53 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert all(more[step] == pytest.approx(one[step], abs=1e-5) for step in one)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"workers": 0}, "workers is 0; allowed: at least 1"),
+        ({"cpus_per_worker": 0}, "cpus_per_worker is 0; allowed: at least 1"),
+        ({"max_failures": -2}, "max_failures is -2; allowed: at least -1"),
+        ({"output": "s3://bucket/run"}, "output is s3://bucket/run; allowed: a folder"),
+        ({"workers": 3, "max_workers": 2}, "max_workers is 2; allowed: 0, or at least workers, 3"),
+    ],
+)
+def test_options_that_make_no_sense(
+    values: dict[str, Any], message: str, inputs: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(options(inputs, tmp_path), **values)
+
+
+def test_two_trainings_into_one_folder(inputs: Path, tmp_path: Path) -> None:
+    with (
+        Lock(tmp_path / "training" / "train.lock"),
+        pytest.raises(LockError, match=r"train\.lock is held by process"),
+    ):
+        train(options(inputs, tmp_path))
+    assert not (tmp_path / "training" / "run.json").exists()
+
+
 def test_more_workers_than_a_batch_has_rows_are_refused(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batches of 4 are too small for 5 workers"):
         train(options(inputs, tmp_path / "run", max_workers=5))
     assert not (tmp_path / "run").exists()
 
 
-def test_the_best_weights_and_an_early_end(inputs: Path, tmp_path: Path) -> None:
-    # So high a rate that the loss soon goes up and down.
+@pytest.mark.parametrize(
+    ("select", "name", "best_of"), [("loss", "validation_loss", min), ("cider", "cider_all", max)]
+)
+def test_the_best_weights_and_an_early_end(
+    select: str, name: str, best_of: Callable[..., int], inputs: Path, tmp_path: Path
+) -> None:
+    # So high a rate that scores soon go up and down.
     rates = {"learning_rate": 0.1, "final_learning_rate": 0.1}
-    training = config(steps=60, select="loss", patience=2, validate_every=2, **rates)
+    training = config(steps=60, select=select, patience=2, validate_every=2, **rates)
     model = train(options(inputs, tmp_path, training=training))
-    losses = metrics(tmp_path, "validation_loss")
-    best = min(losses, key=losses.__getitem__)
-    assert model.summary["steps"] == best + 4 == max(losses) < 60
+    scores = metrics(tmp_path, name)
+    best = best_of(scores, key=scores.__getitem__)  # the first of equal ones
+    assert model.summary["steps"] == best + 4 == max(scores) < 60
     assert model.summary["selected_step"] == best
-    assert model.summary["scores"]["validation_loss"] == losses[best]
+    assert model.summary["scores"][name] == scores[best]
     assert f"cider_{model.layers[0]}" in model.summary["scores"]
 
 

@@ -13,7 +13,7 @@ from tiny import load_tiny_language_model, tiny_language_model, tiny_store
 from training_runs import Killer, config, metrics, options, same_weights
 
 from devil.batches import TrainingBatches
-from devil.errors import FeatureStoreError, LossError
+from devil.errors import FeatureStoreError, LossError, StorageError
 from devil.features import METADATA, FeatureStore, tensor_column
 from pipelines.train import train
 from pipelines.training_failures import EndAtOnce, save_broken_batch
@@ -64,9 +64,24 @@ def test_the_broken_batch_is_written_down(tmp_path: Path) -> None:
 
 def test_what_is_tried_again() -> None:
     callback = EndAtOnce()
-    callback.after_exception(None, {0: RuntimeError("a worker"), 1: FeatureStoreError("a network")})
-    with pytest.raises(LossError, match="nan"):
-        callback.after_exception(None, {0: RuntimeError("its peer"), 1: LossError("nan")})
+    callback.after_exception(None, {0: RuntimeError("a worker"), 1: StorageError("a network")})
+    for error in (LossError("nan"), FeatureStoreError("a broken part")):
+        with pytest.raises(type(error), match=str(error)):
+            callback.after_exception(None, {0: RuntimeError("its peer"), 1: error})
+
+
+def test_a_broken_part_ends_training_at_once(inputs: Path, tmp_path: Path) -> None:
+    store = tiny_store(tmp_path, shards=2, rows=10)
+    part = Path(store.parts()[1])
+    columns = pq.read_metadata(part).row_group(0)
+    names = [columns.column(i).path_in_schema for i in range(columns.num_columns)]
+    features = columns.column(next(i for i, n in enumerate(names) if n.startswith("feature.")))
+    content = bytearray(part.read_bytes())
+    begin = features.dictionary_page_offset or features.data_page_offset
+    content[begin : begin + features.total_compressed_size] = bytes(features.total_compressed_size)
+    part.write_bytes(content)
+    with pytest.raises(FeatureStoreError, match="is no whole part of a feature store"):
+        train(options(inputs, tmp_path / "run", store=store.root, max_failures=-1))
 
 
 def test_a_loss_that_is_not_finite_ends_training_at_once(inputs: Path, tmp_path: Path) -> None:
