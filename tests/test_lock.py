@@ -62,7 +62,8 @@ def test_another_process_is_named_and_its_lock_is_taken_over_when_it_is_killed(
             Lock(path).__enter__()
     finally:
         os.kill(process.pid, signal.SIGKILL)
-    # Not waited for, so a zombie at first; its file is as fresh as can be.
+    # Dead, but not reaped, so a zombie at first; its file is as fresh as can be.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with caplog.at_level(logging.WARNING), Lock(path) as lock:
         assert f"taking over {path}: process {process.pid} on " in caplog.text
         lock.check()
