@@ -1,6 +1,7 @@
-"""What all tests share: run-time checks of shape annotations, one quiet core, real data."""
+"""What all tests share: checks of shape annotations, one quiet core, real data, a time budget."""
 
 import os
+import time
 from pathlib import Path
 
 import jaxtyping
@@ -20,6 +21,30 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch  # noqa: E402
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+_STARTED = time.monotonic()
+_MINUTES = float(os.environ.get("DEVIL_TEST_MINUTES") or "inf")
+_LAST = ("pipelines", "serve", "cluster")
+"""Folders whose tests take the longest; within a time budget they come last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With a time budget, begin with what is quick."""
+    if _MINUTES < float("inf"):
+        folders = [item.path.relative_to(_ROOT / "tests").parts[0] for item in items]
+        ranks = [_LAST.index(folder) + 1 if folder in _LAST else 0 for folder in folders]
+        items[:] = [item for _, item in sorted(zip(ranks, items, strict=True), key=_rank)]
+
+
+def _rank(pair: tuple[int, pytest.Item]) -> int:
+    return pair[0]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what a slow machine has no time for, and say so, rather than be cut off."""
+    if time.monotonic() - _STARTED > 60 * _MINUTES:
+        pytest.skip(f"left out: the {_MINUTES:g} minutes of DEVIL_TEST_MINUTES are over")
 
 
 @pytest.fixture(scope="session")
