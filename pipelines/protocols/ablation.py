@@ -30,9 +30,9 @@ from devil.config import (
 from devil.errors import ConfigError
 from devil.evaluation.captioning import QUICK, CaptionScores, java_on_path
 from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
+from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
 from devil.files import write_json
-from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
@@ -158,7 +158,7 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
             name: {"runs": found, "cider": summarise(found)} for name, found in records.items()
         },
         "controls": _controls(options, planned[0][2]),
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     write_json(Path(options.output) / "ablation.json", results)
     print("\n" + ablation_table(results).text())

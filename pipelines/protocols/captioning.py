@@ -26,9 +26,9 @@ from devil.evaluation.stored import (
     stored_rows,
     warn_of_shared_rows,
 )
+from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
 from devil.files import write_json
-from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
 from pipelines.pool import own_device
@@ -99,7 +99,7 @@ def captioning(options: CaptioningOptions) -> dict[str, Any]:
         "scores": {layer: scores.record() for layer, scores in found.layers.items()},
         "controls": {name: scores.record() for name, scores in found.controls.items()},
         "language": {layer: asdict(statistics) for layer, statistics in language.items()},
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     write_json(Path(options.output) / "captions.json", found.captions)
     write_json(Path(options.output) / "captioning.json", results)

@@ -55,9 +55,9 @@ from devil.evaluation.neurons import (
     references_of,
     split_neurons,
 )
+from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_json
 from devil.language_model import load_language_model
-from devil.manifest import package_versions
 from devil.neuron_training import ExplainedBackbone, train_on_neurons
 from devil.neurons import NeuronFeatures, neuron_features
 from devil.report.table import ReportTable
@@ -203,7 +203,7 @@ def neurons(options: NeuronsOptions) -> dict[str, Any]:
             "bert": asdict(options.bert),
         },
         "seed": options.seed,
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     tables = neuron_tables(options.experiment, scores)
     results["tables"] = [table.record() for table in tables]

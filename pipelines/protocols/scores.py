@@ -21,8 +21,8 @@ from devil.evaluation.captioning import EVERY, BertScoreConfig, caption_scores
 from devil.evaluation.controls import most_frequent_caption
 from devil.evaluation.language import language_statistics
 from devil.evaluation.stored import derangement
+from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_json
-from devil.manifest import package_versions
 from pipelines.protocols.captioning import captioning_table, language_table
 
 logger = logging.getLogger("scores")
@@ -84,7 +84,7 @@ def scores(options: ScoresOptions) -> dict[str, Any]:
         "metrics": list(options.metrics),
         "bert": asdict(options.bert),
         "seed": options.seed,
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     tables = [captioning_table(results)]
     if options.language:
