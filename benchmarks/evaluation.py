@@ -40,7 +40,7 @@ from pipelines.audit import audit, audited
 from pipelines.cli import run_script
 from pipelines.extract import extract
 from pipelines.pool import PoolConfig, start_ray
-from pipelines.protocols.ablation import ablation, trainings
+from pipelines.protocols.ablation import RANDOM, ablation, trainings
 from pipelines.protocols.captioning import CaptioningOptions, captioning, captioning_table
 from pipelines.protocols.crops import CropsOptions, crops
 from pipelines.protocols.localisation import LocalisationOptions, localisation
@@ -175,6 +175,7 @@ def _perturbation(data: Path, output: Path) -> dict[str, Any]:
                 grad_cam_layers=("blocks.8", "blocks.11"),
                 rise_masks=200,
             ),
+            random=random_control(output),
             limit=16,
             pool=POOL,
         )
@@ -188,6 +189,7 @@ def _crops(data: Path, output: Path) -> dict[str, Any]:
             images=str(data / "coco128" / "photos"),
             instances=str(data / "coco128" / "instances.json"),
             output=str(output / "crops"),
+            random=random_control(output),
             decoding=DECODING,
             locations=25,
             pool=POOL,
@@ -221,6 +223,7 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         prompts=(best.prompt,),
         synonyms=(best.synonyms,),
         neighbours=(best.neighbours,),
+        random=random_control(output),
         half="reporting",
         limit=None,
     )
@@ -232,6 +235,15 @@ def best_setting(found: Mapping[str, Any], options: LocalisationOptions) -> MapS
     scores = found["scores"]["learned_categories"]
     settings = options.settings(())
     return max(settings, key=lambda setting: scores[setting.name]["precision"]["mean"])
+
+
+def random_control(output: Path) -> str:
+    """The ablation's model for a backbone with random weights; empty if it was not trained."""
+    model = output / "translators" / f"{RANDOM}-0" / "model"
+    if not model.is_dir():
+        logger.warning("no control with a random backbone: %s is not there", model)
+        return ""
+    return str(model)
 
 
 def _neurons(data: Path, output: Path) -> dict[str, Any]:

@@ -14,29 +14,23 @@ from typing import Any
 
 import jinja2
 
-from benchmarks import published
+from benchmarks.findings import FINDINGS, findings_table
+from benchmarks.result_tables import TABLES, Record, lean, maps_table
 from devil.errors import DataError
-from devil.evaluation.bootstrap import Interval
-from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM
-from devil.evaluation.stored import SHUFFLED
 from devil.files import write_atomically
 from devil.report.chart import Panel, write_chart
 from devil.report.table import Cell, ReportTable
-from devil.types import ALL_LAYERS
 from pipelines.cli import run_script
-from pipelines.protocols.ablation import DEVIL, ablation_table
-from pipelines.protocols.captioning import captioning_table, language_table
-from pipelines.protocols.localisation import LocalisationOptions
-from pipelines.protocols.perturbation import figure as perturbation_figure
+from pipelines.protocols.perturbation_tables import figure as perturbation_figure
+from pipelines.protocols.perturbation_tables import short_names
 
 logger = logging.getLogger("results")
 
-Record = Mapping[str, Any]
 TEMPLATE = "results.md.jinja"
 PREPARATION = "preparation"
 """Name of the record of what comes before the protocols."""
 PREPARATION_LABEL = "trainings, two at a time, one core each"
-PROTOCOLS = ("captioning", "ablation", "localisation", "perturbation", "crops", "neurons")
+PROTOCOLS = tuple(FINDINGS)
 """In the report's order."""
 
 
@@ -85,7 +79,10 @@ def results(options: ResultsOptions) -> None:
             for name, tables in TABLES.items()
             if name in records
         },
+        findings=findings_table(records).markdown(),
         kept=kept,
+        maps=maps,
+        agreements=agreements,
         lean=lean(records["ablation"]) if "ablation" in records else None,
         missing=[name for name in PROTOCOLS if name not in records],
     )
@@ -94,11 +91,33 @@ def results(options: ResultsOptions) -> None:
 
 
 def kept(record: Record, number: int) -> str:
-    """A table that a protocol kept with its figures, in Markdown under its caption."""
+    """A table that a protocol kept with its figures, in Markdown under its caption.
+
+    Settings of maps that stand in its rows are named without what all of them share, and figures
+    that round to nothing are nothing.
+    """
     table = record["tables"][number]
-    rows = tuple(tuple(row) for row in table["rows"])
-    made = ReportTable(**{**table, "columns": tuple(table["columns"]), "rows": rows})
-    return f"{made.caption.rstrip('.')}:\n\n{made.markdown()}"
+    names = short_names([str(row[0]) for row in table["rows"]])
+    rows = tuple((names[str(row[0])], *map(_rounded, row[1:])) for row in table["rows"])
+    columns = tuple(table["columns"])
+    made = ReportTable(title="", caption="", columns=columns, rows=rows)
+    return f"{table['caption'].rstrip('.')}:\n\n{made.markdown()}"
+
+
+def _rounded(cell: Cell) -> Cell:
+    return 0.0 if isinstance(cell, float) and abs(cell) < 0.0005 else cell
+
+
+def maps(record: Record, subset: str) -> str:
+    """The short table of one subset of categories, under its caption."""
+    made = maps_table(record, subset)
+    return f"{made.title}: {made.caption}.\n\n{made.markdown()}"
+
+
+def agreements(record: Record) -> str:
+    """The field that each layer's captions of locations agree with best, in words."""
+    layers = record["objects"]["layers"]
+    return ", ".join(f"{found['best'] or 'none'} at `{name}`" for name, found in layers.items())
 
 
 def _machines(records: Mapping[str, Record]) -> list[Record]:
@@ -162,143 +181,6 @@ def draw_perturbation(record: Record, path: Path) -> None:
     write_atomically(path, perturbation_figure(record))
 
 
-def published_language(record: Record) -> ReportTable:
-    """DeViL, Tables 3 and 4."""
-    return ReportTable(
-        title="DeViL, Tables 3 and 4",
-        caption="CC3M",
-        columns=("paper", "CIDEr, %", "adjectives, %", "verbs, %", "unique words"),
-        rows=tuple((n, published.LAYERS[n], *published.LANGUAGE[n]) for n in published.LAYERS),
-    )
-
-
-def ablation_ratios(record: Record) -> ReportTable:
-    """CIDEr relative to both dropouts, ours and the paper's."""
-    variants = record["variants"]
-    best_every, best_last = published.ABLATION[DEVIL]
-    layers = (ALL_LAYERS, list(variants[DEVIL]["cider"])[-1])
-    rows: list[tuple[Cell, ...]] = []
-    for name, (every, last) in published.ABLATION.items():
-        if name not in variants:
-            continue
-        ours = [_cider(record, name, layer) / _cider(record, DEVIL, layer) for layer in layers]
-        theirs = [every / best_every, last and last / best_last]
-        rows.append((name.replace("_", " "), ours[0], theirs[0], ours[1], theirs[1]))
-    return ReportTable(
-        title="Ratios",
-        caption="CIDEr relative to both dropouts",
-        columns=("translator", "all: ours", "all: paper", "last: ours", "last: paper"),
-        rows=tuple(rows),
-    )
-
-
-def without_dropout(record: Record) -> ReportTable:
-    """What a layer alone keeps without token dropout: of CIDEr, and of its gap to the control."""
-    control = record["controls"][SHUFFLED]["cider"]
-    rows: list[tuple[Cell, ...]] = []
-    for layer in record["variants"][DEVIL]["cider"]:
-        without, both = (_cider(record, name, layer) for name in ("no_dropout", DEVIL))
-        rows.append((layer, both, without, without / both, (without - control) / (both - control)))
-    return ReportTable(
-        title="Without dropout",
-        caption="CIDEr",
-        columns=("layer", "both dropouts", "none", "keeps", "keeps of the gap to shuffled"),
-        rows=tuple(rows),
-    )
-
-
-def lean(record: Record) -> dict[str, float]:
-    """CIDEr of what is compared in words, relative to both dropouts; `worst`: share of a gap."""
-    kept = without_dropout(record).rows
-    variants = {"clipcap": "clipcap", "none": "no_dropout"}
-    every = _cider(record, DEVIL, ALL_LAYERS)
-    return {
-        "last": float(kept[-1][3] or 0),
-        "worst": min(float(row[4] or 0) for row in kept[1:]),
-        **{name: _cider(record, v, ALL_LAYERS) / every for name, v in variants.items()},
-    }
-
-
-def _cider(record: Record, variant: str, layer: str) -> float:
-    return record["variants"][variant]["cider"][layer]["mean"]
-
-
-def around_the_best(record: Record) -> ReportTable:
-    """The chosen setting of maps, and those that differ from it in one thing."""
-    choosing = record["choosing"]
-    scores = choosing["scores"]["learned_categories"]
-    asked = choosing["options"]
-    varied: dict[str, Any] = {
-        k: tuple(asked[k]) for k in ("layers", "prompts", "synonyms", "neighbours")
-    }
-    options = LocalisationOptions(model="", instances="", photos="", output="", **varied)
-    settings = {setting.name: vars(setting) for setting in options.settings(())}
-    best = settings[record["chosen"]]
-    near = [
-        name
-        for name, values in settings.items()
-        if sum(values[key] != best[key] for key in best) <= 1
-    ]
-    near.sort(key=lambda name: -scores[name]["precision"]["mean"])
-    blind = [name for name in scores if name.startswith(GRAD_CAM) or name in (RANDOM, CENTRE)]
-    first = scores[record["chosen"]]
-    return ReportTable(
-        title="Settings",
-        caption=f"{first['photos']} photos, {first['maps']} maps",
-        columns=("setting", "pointing", "precision", "maps"),
-        rows=tuple(
-            (
-                name,
-                Interval(**scores[name]["pointing"]).text,
-                Interval(**scores[name]["precision"]).text,
-                scores[name]["maps"],
-            )
-            for name in (*near, *blind)
-        ),
-    )
-
-
-def published_perturbation(record: Record) -> ReportTable:
-    """DeViL, Table 5."""
-    rows = []
-    for stage, found in published.PERTURBATION.items():
-        rows.append((stage, *found["insertion"], *found["deletion"]))
-    return ReportTable(
-        title="DeViL, Table 5",
-        caption="CLIP-RN50",
-        columns=(
-            *("paper", "insertion, Grad-CAM", "insertion, DeViL"),
-            *("deletion, Grad-CAM", "deletion, DeViL"),
-        ),
-        rows=tuple(rows),
-    )
-
-
-def published_neurons(record: Record) -> ReportTable:
-    """Mean BERTScore over the 13 experiments."""
-    return ReportTable(
-        title="MILANNOTATIONS",
-        caption="13 experiments",
-        columns=("paper", "mean BERTScore"),
-        rows=tuple(published.NEURONS.items()),
-    )
-
-
-TABLES: Mapping[str, Mapping[str, Callable[[Record], ReportTable]]] = {
-    "captioning": {
-        "scores": captioning_table,
-        "language": language_table,
-        "published": published_language,
-    },
-    "ablation": {
-        "scores": ablation_table,
-        "ratios": ablation_ratios,
-        "without_dropout": without_dropout,
-    },
-    "localisation": {"settings": around_the_best},
-    "perturbation": {"published": published_perturbation},
-    "neurons": {"published": published_neurons},
-}
 CHARTS: Mapping[str, Callable[[Record, Path], None]] = {
     "captioning": draw_layers,
     "perturbation": draw_perturbation,

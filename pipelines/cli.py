@@ -50,6 +50,11 @@ def local_folder(name: str, address: str) -> None:
         )
 
 
+def known_place(name: str) -> str:
+    """A local folder or file as workers need it; a hub's or library's name as it is."""
+    return absolute(name) if name and Path(name).exists() else name
+
+
 def devil_error(error: BaseException | None) -> DevilError | None:
     """The `DevilError` at the root of an exception, through Ray's wrappers."""
     seen: set[int] = set()

@@ -187,10 +187,16 @@ def tiny_model(
     class_tokens: bool = False,
     translator: TranslatorConfig = SMALL,
     text: str = "verbatim",
+    untrained: bool = False,
     seed: int = 0,
 ) -> DeViL:
-    """A whole model with random weights; its frozen models' files lie in `folder`."""
+    """A whole model with random weights; its frozen models' files lie in `folder`.
+
+    With `untrained`, its backbone says so itself (weights `random`), and has other ones.
+    """
     config = tiny_backbone_weights(folder / "backbone", backbone, seed=seed)
+    if untrained:
+        config = replace(config, weights="random", seed=seed + 1)
     vision = load_backbone(config)
     name = tiny_language_model(folder / "language_model", family, seed=seed)
     lm = load_language_model(LanguageModelConfig(name=name, text=text))  # type: ignore[arg-type]

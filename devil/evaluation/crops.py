@@ -66,6 +66,8 @@ class LayerCrops:
     """The caption of another picture's features."""
     mean_feature: CropScore
     """The caption of the training set's mean feature, for every picture."""
+    random_backbone: CropScore | None = None
+    """The caption of a model for a backbone with random weights, where there is one."""
 
 
 def crop_sizes(sizes: Sequence[int], side: int) -> tuple[int, ...]:
@@ -152,6 +154,7 @@ def crop_coherence(
     *,
     layers: Sequence[str],
     sizes: Sequence[int],
+    untrained: Float[np.ndarray, "picture layer width"] | None = None,
     seed: int = 0,
 ) -> Mapping[str, LayerCrops]:
     """Which crops the captions of each layer fit, beside the controls.
@@ -161,6 +164,7 @@ def crop_coherence(
         means: what is said of each layer's mean feature (`mean_caption`), embedded.
         layers: their names.
         sizes: out of `crop_sizes`.
+        untrained: as `texts`, of the control with a random backbone.
         seed: of the assignment of other pictures' captions.
 
     Raises:
@@ -178,6 +182,9 @@ def crop_coherence(
             own=_score(crops, own, sides),
             shuffled=_score(crops, own[other], sides),
             mean_feature=_score(crops, np.broadcast_to(means[index], own.shape), sides),
+            random_backbone=(
+                None if untrained is None else _score(crops, untrained[:, index], sides)
+            ),
         )
     return result
 

@@ -2,8 +2,9 @@
 
 Crop coherence (DeViL, Fig. 7) without an image-text model: object masks say which category covers
 most of a field around each location (`fields`), and a caption agrees with the field whose category
-it names (`naming`). The controls are the captions of another picture at the same locations, the
-caption of the mean feature, and the most frequent category said everywhere.
+it names (`naming`). The controls are the captions of another picture at the same locations, those
+of a random backbone, the caption of the mean feature, and the most frequent category said
+everywhere.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ class FieldScore:
     """By the captions of another picture, at the same locations."""
     mean_feature: float | None
     """By the caption of the training set's mean feature."""
+    random_backbone: float | None
+    """By the captions of a model for a backbone with random weights; None without one."""
     constant: float | None
     """By saying the most frequent category of these fields everywhere."""
     constant_category: str | None
@@ -135,6 +138,7 @@ def field_coherence(
     categories: Sequence[str],
     fields: Sequence[str],
     *,
+    untrained: Sequence[np.ndarray] | None = None,
     seed: int = 0,
 ) -> LayerFields:
     """How often one layer's captions name what covers each field.
@@ -143,6 +147,7 @@ def field_coherence(
         rows: one for each picture, all with the same locations.
         mean_named: (category,) bool, what the mean feature's caption names.
         categories, fields: their names.
+        untrained: for each picture as `FieldRow.named`, of the control with a random backbone.
         seed: of the assignment of other pictures' captions.
 
     Raises:
@@ -152,13 +157,15 @@ def field_coherence(
         raise DataError(f"field coherence needs two pictures or more; there are {len(rows)}.")
     named = np.stack([row.named for row in rows])
     covered = np.stack([row.covered for row in rows]).transpose(1, 0, 2)
-    other = named[derangement(len(rows), seed).numpy()]
+    said = {"hits": named, "shuffled": named[derangement(len(rows), seed).numpy()]}
+    if untrained is not None:
+        said["random_backbone"] = np.stack(untrained)
     complete = (covered != NOTHING).all(axis=0)
     contested = complete & (covered != covered[0]).any(axis=0)
     scores: dict[str, dict[str, FieldScore]] = {"fields": {}, "contested": {}}
     for field, category in zip(fields, covered, strict=True):
         for kind, counted in (("fields", category != NOTHING), ("contested", contested)):
-            scores[kind][field] = _score(category, counted, named, other, mean_named, categories)
+            scores[kind][field] = _score(category, counted, said, mean_named, categories)
     gaps = {
         field: score.hits - score.shuffled
         for field, score in scores["contested"].items()
@@ -171,26 +178,22 @@ def field_coherence(
 def _score(
     category: np.ndarray,
     counted: np.ndarray,
-    named: np.ndarray,
-    other: np.ndarray,
+    said: Mapping[str, np.ndarray],
     mean_named: np.ndarray,
     categories: Sequence[str],
 ) -> FieldScore:
+    """One field's score; `said`: whose captions → (picture, location, category) bool."""
     picture, location = np.nonzero(counted)
     wanted = category[picture, location]
+    shares: dict[str, float | None] = dict.fromkeys(("hits", "shuffled", "random_backbone"))
     if not len(wanted):
         return FieldScore(
-            hits=None,
-            shuffled=None,
-            mean_feature=None,
-            constant=None,
-            constant_category=None,
-            locations=0,
+            **shares, mean_feature=None, constant=None, constant_category=None, locations=0
         )
+    shares |= {who: float(named[picture, location, wanted].mean()) for who, named in said.items()}
     counts = np.bincount(wanted, minlength=len(categories))
     return FieldScore(
-        hits=float(named[picture, location, wanted].mean()),
-        shuffled=float(other[picture, location, wanted].mean()),
+        **shares,
         mean_feature=float(mean_named[wanted].mean()),
         constant=float(counts.max() / len(wanted)),
         constant_category=categories[int(counts.argmax())],

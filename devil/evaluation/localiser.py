@@ -24,13 +24,16 @@ from devil.evaluation.coco_classes import coco_imagenet_classes
 from devil.evaluation.localisation import MapResult, Region, map_score, seen_part
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.naming import SYNONYMS
-from devil.evaluation.query_maps import query_maps
+from devil.evaluation.query_maps import PictureMaps, query_maps
+from devil.evaluation.random_control import RANDOM_BACKBONE
 from devil.evaluation.stored import derangement
 from devil.model import DeViL
 from devil.picture_features import image_features
 
 SHUFFLED = " / shuffled"
 """Ends the name of a setting that was given the features of another photo."""
+UNTRAINED = f" / {RANDOM_BACKBONE}"
+"""Ends the name of a setting of the model for a random backbone."""
 RANDOM, CENTRE = "random map", "centre map"
 GRAD_CAM = "Grad-CAM "
 """Begins the name of a Grad-CAM, followed by its layer."""
@@ -51,6 +54,7 @@ class Localiser:
         categories: Sequence[str],
         *,
         grad_cam_layers: Sequence[str] | None = None,
+        untrained: DeViL | None = None,
         seed: int = 0,
     ) -> None:
         """Check what is asked.
@@ -60,13 +64,14 @@ class Localiser:
             settings: How DeViL's maps are made.
             categories: All names, for settings with contrast.
             grad_cam_layers: Modules; None: `grad_cam_layer`; empty: no Grad-CAM.
+            untrained: The control out of `load_random_control`, whose maps stand beside these.
             seed: Of the random maps, and of which photo's features are the control.
 
         Raises:
             BackboneError: Grad-CAM was asked for by layers, and the backbone has no such head.
             LayerError: a layer does not exist, or the model was not trained for it.
         """
-        self.model, self.seed = model, seed
+        self.model, self.untrained, self.seed = model, untrained, seed
         self.settings, self.categories = tuple(dict.fromkeys(settings)), tuple(categories)
         for setting in self.settings:
             model.chosen_layers(setting.layers)
@@ -74,6 +79,7 @@ class Localiser:
         self.methods = (
             *(setting.name for setting in self.settings),
             *(setting.name + SHUFFLED for setting in self.settings),
+            *(setting.name + UNTRAINED for setting in self.settings if untrained is not None),
             *(GRAD_CAM + layer for layer in self.grad_cam_layers),
             RANDOM,
             CENTRE,
@@ -99,6 +105,7 @@ class Localiser:
         images = [photo.image() for photo in photos]
         return [
             *self._devil(images, targets),
+            *self._untrained(images, targets),
             *self._grad_cam(images, targets),
             *self._blind(targets),
         ]
@@ -110,14 +117,7 @@ class Localiser:
         asked = [list(target.masks) for target in targets]
         for photo, control in enumerate(other):
             asked[control] += [n for n in targets[photo].masks if n not in asked[control]]
-        maps = query_maps(
-            self.model,
-            image_features(self.model, images),
-            asked,
-            self.settings,
-            names=[self.categories] * len(images),
-            synonyms=SYNONYMS,
-        )
+        maps = self._maps(self.model, images, asked)
         found = []
         for setting, pictures in maps.items():
             for photo, target in enumerate(targets):
@@ -126,6 +126,31 @@ class Localiser:
                     shuffled = pictures[other[photo]][name]
                     found.append(target.result(name, setting.name + SHUFFLED, shuffled))
         return found
+
+    def _untrained(
+        self, images: Sequence[Image.Image], targets: Sequence["_Target"]
+    ) -> list[MapResult]:
+        if self.untrained is None:
+            return []
+        maps = self._maps(self.untrained, images, [list(target.masks) for target in targets])
+        return [
+            target.result(name, setting.name + UNTRAINED, values)
+            for setting, pictures in maps.items()
+            for target, found in zip(targets, pictures, strict=True)
+            for name, values in found.items()
+        ]
+
+    def _maps(
+        self, model: DeViL, images: Sequence[Image.Image], asked: Sequence[Sequence[str]]
+    ) -> dict[MapSetting, list[PictureMaps]]:
+        return query_maps(
+            model,
+            image_features(model, images),
+            asked,
+            self.settings,
+            names=[self.categories] * len(images),
+            synonyms=SYNONYMS,
+        )
 
     def _grad_cam(
         self, images: Sequence[Image.Image], targets: Sequence["_Target"]

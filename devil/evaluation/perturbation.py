@@ -41,6 +41,11 @@ class Curve(NamedTuple):
     measure: Measure
     baseline: Baseline
 
+    @property
+    def name(self) -> str:
+        """`MEASURE/BASELINE`, as options and results name it."""
+        return "/".join(self)
+
 
 PROTOCOL = (Curve("deletion", "mean"), Curve("insertion", "blur"))
 """The published pairs."""

@@ -1,12 +1,14 @@
 """DeViL's maps beside rivals and controls in insertion and deletion, on the same pictures.
 
 Rivals: Grad-CAM at the layers asked for, and RISE. Controls: DeViL's first setting on the features
-of another picture, asked the same words; noise on the same grid; a Gaussian in the middle. A map
-that does no better than these has said nothing about the picture.
+of another picture, asked the same words, and of a backbone with random weights; noise on the same
+grid; a Gaussian in the middle. A map that does no better than these has said nothing about the
+picture. (The mean feature has no map of its own: it is the same at every location, so its pixels
+would go in a random order.)
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from devil.errors import BackboneError, ConfigError
-from devil.evaluation.bootstrap import Interval, mean_interval
 from devil.evaluation.class_maps import (
     centre_map,
     class_count,
@@ -32,10 +33,15 @@ from devil.evaluation.perturbation import (
     CURVES,
     Curve,
     PerturbationConfig,
-    area_under,
     class_probabilities,
-    curve_positions,
     perturbation_curves,
+)
+from devil.evaluation.perturbation_scores import (
+    CENTRE,
+    RANDOM,
+    SHUFFLED,
+    UNTRAINED,
+    PictureCurves,
 )
 from devil.evaluation.query_maps import PictureMaps, query_maps
 from devil.evaluation.rise import RiseConfig, rise_maps
@@ -44,8 +50,7 @@ from devil.picture_features import Features, image_features
 
 logger = logging.getLogger(__name__)
 
-DEVIL, SHUFFLED, GRAD_CAM = "DeViL ", "DeViL, another picture", "Grad-CAM "
-RISE, RANDOM, CENTRE = "RISE", "random", "centre"
+DEVIL, GRAD_CAM, RISE = "DeViL ", "Grad-CAM ", "RISE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class StudyConfig:
     is the one that rivals and controls are compared with."""
     grad_cam_layers: tuple[str, ...] = ()
     """Layers of Grad-CAM; empty: the model's last."""
-    curves: tuple[str, ...] = tuple("/".join(curve) for curve in CURVES)
+    curves: tuple[str, ...] = tuple(curve.name for curve in CURVES)
     """`MEASURE/BASELINE` of deletion, insertion and mean, blur; the first two are published."""
     perturbation: PerturbationConfig = field(default_factory=PerturbationConfig)
     rise_masks: int = 500
@@ -69,7 +74,7 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if not self.settings or len(set(self.settings)) < len(self.settings):
             raise ConfigError(f"settings are {self.settings}; give at least one, and each once.")
-        known = ["/".join(curve) for curve in CURVES]
+        known = [curve.name for curve in CURVES]
         if not self.curves or not set(self.curves) <= set(known):
             raise ConfigError(f"curves are {self.curves}; allowed: {', '.join(known)}.")
         if self.rise_masks < 0:
@@ -84,7 +89,7 @@ class StudyConfig:
     @property
     def measured(self) -> tuple[Curve, ...]:
         """The curves, read."""
-        return tuple(curve for curve in CURVES if "/".join(curve) in self.curves)
+        return tuple(curve for curve in CURVES if curve.name in self.curves)
 
 
 class StudyPicture(NamedTuple):
@@ -95,23 +100,15 @@ class StudyPicture(NamedTuple):
     other: Image.Image
 
 
-class PictureCurves(NamedTuple):
-    """What was measured on one picture."""
-
-    key: str
-    label: int
-    """Index of the class predicted on the clean picture."""
-    words: str
-    """The query of the first setting."""
-    curves: dict[Curve, dict[str, list[float]]]
-    """By measure and method: the class's probability at each point."""
-
-
 class PerturbationStudy:
     """Measures batches of pictures with one model."""
 
     def __init__(
-        self, model: DeViL, config: StudyConfig, names: Sequence[str] | None = None
+        self,
+        model: DeViL,
+        config: StudyConfig,
+        names: Sequence[str] | None = None,
+        untrained: DeViL | None = None,
     ) -> None:
         """Check that everything asked for can be done.
 
@@ -119,6 +116,7 @@ class PerturbationStudy:
             model: with its backbone, which is the classifier.
             config: what is compared.
             names: plain names of the classifier's classes; default: ImageNet's.
+            untrained: the control out of `load_random_control`.
 
         Raises:
             BackboneError: there is no backbone, or it has no classification head.
@@ -137,6 +135,7 @@ class PerturbationStudy:
                 "are given; give the name of each class, in the head's order."
             )
         self.model, self.backbone, self.config = model, model.backbone, config
+        self.untrained = untrained
         for query in config.maps:
             model.chosen_layers(query.setting.layers)
         self.grad_cam_layers = config.grad_cam_layers or model.layers[-1:]
@@ -184,6 +183,7 @@ class PerturbationStudy:
             *(GRAD_CAM + layer for layer in self.grad_cam_layers),
             *([RISE] if self.config.rise_masks else []),
             SHUFFLED,
+            *([UNTRAINED] if self.untrained is not None else []),
             RANDOM,
             CENTRE,
         ]
@@ -230,8 +230,13 @@ class PerturbationStudy:
             here = [query.ranking for query in queries if query.wording == wording]
             found = word_maps(self.model, own, words[wording], [query.setting for query in here])
             maps |= {DEVIL + query.label: found[query.setting] for query in here}
-        shuffled = word_maps(self.model, other, words[first.wording], [first.setting])
-        maps[SHUFFLED] = shuffled[first.setting]
+        controls = {SHUFFLED: (self.model, other)}
+        if self.untrained is not None:
+            seen = image_features(self.untrained, [picture.image for picture in pictures])
+            controls[UNTRAINED] = (self.untrained, seen)
+        for name, (asked, features) in controls.items():
+            found = word_maps(asked, features, words[first.wording], [first.setting])
+            maps[name] = found[first.setting]
         return maps, [asked for asked, *_ in words[first.wording]]
 
 
@@ -270,58 +275,3 @@ def _stacked(pictures: Sequence[PictureMaps]) -> Float[Tensor, "batch rows colum
     return torch.stack(
         [torch.from_numpy(np.zeros(grid) if values is None else values) for values in maps]
     )
-
-
-class MethodScores(NamedTuple):
-    """What was measured of one method, over all pictures."""
-
-    areas: list[float]
-    """Area under each picture's curve."""
-    area: Interval
-    curve: list[float]
-    """Mean over pictures at each point."""
-
-
-def study_scores(
-    results: Sequence[PictureCurves], pixels: int, steps: int, seed: int = 0
-) -> dict[Curve, dict[str, MethodScores]]:
-    """Areas with bootstrap intervals over pictures, and mean curves.
-
-    Args:
-        results: of all pictures.
-        pixels: of the classifier's input.
-        steps: parts in which they were replaced.
-        seed: of the resampling.
-
-    Raises:
-        DataError: there are no results.
-    """
-    positions = curve_positions(steps, pixels)
-    found: dict[Curve, dict[str, MethodScores]] = {}
-    for curve in results[0].curves if results else ():
-        found[curve] = {}
-        for method in results[0].curves[curve]:
-            points = torch.tensor([r.curves[curve][method] for r in results], dtype=torch.float64)
-            areas = area_under(points, positions).tolist()
-            found[curve][method] = MethodScores(
-                areas, mean_interval(areas, seed=seed), points.mean(dim=0).tolist()
-            )
-    return found
-
-
-def paired_differences(
-    scores: Mapping[str, MethodScores], first: str, seed: int = 0
-) -> dict[str, Interval]:
-    """`first` minus each other method, picture by picture, under the same resamples."""
-    return {
-        method: mean_interval(
-            [a - b for a, b in zip(scores[first].areas, other.areas, strict=True)], seed=seed
-        )
-        for method, other in scores.items()
-        if method != first
-    }
-
-
-def is_control(method: str) -> bool:
-    """Whether a method knows nothing of the picture that it is measured on."""
-    return method in (SHUFFLED, RANDOM, CENTRE)

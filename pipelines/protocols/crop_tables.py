@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from devil.evaluation.crops import LayerCrops
 from devil.evaluation.field_coherence import LayerFields
-from devil.report.table import ReportTable
+from devil.evaluation.random_control import RANDOM_BACKBONE
+from devil.report.table import Cell, ReportTable
 
 
 def crop_tables(
@@ -12,21 +13,19 @@ def crop_tables(
 ) -> list[ReportTable]:
     """Best crops by layer, and by how much captions fit the crops better than others' captions."""
     heads = tuple(f"{size} px" for size in sizes)
+    untrained = any(score.random_backbone is not None for score in scores.values())
+    controls = ("shuffled", "mean feature", *([RANDOM_BACKBONE] if untrained else ()))
+    rows = []
+    for layer, score in scores.items():
+        blind = (score.shuffled, score.mean_feature, score.random_backbone)
+        means = tuple(found.mean_best for found in blind if found is not None)
+        rows.append((layer, *score.own.best, score.own.mean_best, *means))
     shares = ReportTable(
         title="Best crop",
         caption=f"Share of {count} pictures by the centre crop that the central caption fits best, "
-        "and its mean side beside the same for other pictures' captions and the mean feature's",
-        columns=("layer", *heads, "mean side", "shuffled", "mean feature"),
-        rows=tuple(
-            (
-                layer,
-                *score.own.best,
-                score.own.mean_best,
-                score.shuffled.mean_best,
-                score.mean_feature.mean_best,
-            )
-            for layer, score in scores.items()
-        ),
+        "and its mean side beside the same for the captions of controls",
+        columns=("layer", *heads, "mean side", *controls),
+        rows=tuple(rows),
     )
     gaps = ReportTable(
         title="Similarity to crops",
@@ -45,22 +44,31 @@ def crop_tables(
 
 def field_table(scores: Mapping[str, LayerFields], count: int) -> ReportTable:
     """A row for each layer and field."""
+    every = [found for score in scores.values() for found in score.fields.values()]
+    untrained = any(found.random_backbone is not None for found in every)
+    random = (RANDOM_BACKBONE,) if untrained else ()
     rows = []
     for layer, score in scores.items():
         for name, found in score.fields.items():
             contested = score.contested[name]
             values = (found.hits, found.shuffled, found.mean_feature, found.constant)
-            against = (contested.hits, contested.shuffled, contested.locations)
+            values += (found.random_backbone,) if untrained else ()
+            against: tuple[Cell, ...] = (contested.hits, contested.shuffled)
+            against += (contested.random_backbone,) if untrained else ()
             best = "best" if name == score.best else None
-            rows.append((layer, name, *values, found.locations, *against, best))
+            rows.append(
+                (layer, name, *values, found.locations, *against, contested.locations, best)
+            )
     return ReportTable(
         title="Objects named",
         caption=f"Share of locations in {count} pictures whose caption names the category that "
         "covers the field around them, beside controls; contested: where the fields' categories "
         "differ",
         columns=(
-            *("layer", "field", "named", "shuffled", "mean feature", "most frequent"),
-            *("locations", "contested", "contested, shuffled", "contested locations", "agrees"),
+            *("layer", "field", "named", "shuffled", "mean feature", "most frequent", *random),
+            *("locations", "contested", "contested, shuffled"),
+            *(f"contested, {name}" for name in random),
+            *("contested locations", "agrees"),
         ),
         rows=tuple(rows),
     )

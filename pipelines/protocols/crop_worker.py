@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
+from PIL import Image
 
 from devil.data.coco import CocoInstances
 from devil.data.pictures import Failure, Picture, Unit, pictures
-from devil.evaluation.crops import crop_rows
-from devil.evaluation.field_coherence import field_rows
+from devil.evaluation.crops import CropRow, crop_rows
+from devil.evaluation.field_coherence import FieldRow, field_rows
 from devil.evaluation.image_text import ImageTextModel
 from devil.evaluation.naming import Naming
+from devil.evaluation.random_control import load_random_control
 from devil.model import DeViL
 from pipelines.pool import own_device
 
@@ -33,6 +35,7 @@ class CropsWorker:
         device = own_device()
         self.options = options
         self.model = DeViL.from_pretrained(options.model, device=device)
+        self.untrained = load_random_control(options.random, self.model, device=device)
         self.judge = (
             ImageTextModel(options.image_text, device=device) if options.image_text.name else None
         )
@@ -66,36 +69,56 @@ class CropsWorker:
         }
 
     def _rows(self, batch: Sequence[Picture]) -> dict[str, np.ndarray]:
-        options, images = self.options, [picture.image for picture in batch]
-        layers = options.layers or None
+        images = [picture.image for picture in batch]
         result: dict[str, np.ndarray] = {}
         if self.judge is not None:
-            crops = crop_rows(
-                self.model,
-                self.judge,
-                images,
-                layers=layers,
-                sizes=options.sizes,
-                decoding=options.decoding,
-            )
+            crops = self._crops(self.model, images)
             result["crops"] = np.stack([row.crops for row in crops])
             result["texts"] = np.stack([row.texts for row in crops])
+            if self.untrained is not None:
+                crops = self._crops(self.untrained, images)
+                result["texts.random"] = np.stack([row.texts for row in crops])
         if self.coco is not None:
             masks = [self.coco.photos[picture.key].masks() for picture in batch]
-            rows = field_rows(
-                self.model,
-                images,
-                masks,
-                self.naming,
-                layers=layers,
-                fields=options.fields,
-                locations=options.locations,
-                decoding=options.decoding,
-                seed=options.seed,
-            )
-            for layer, found in rows.items():
-                named = np.stack([row.named for row in found])
-                result[f"named.{layer}"] = np.packbits(named, axis=-1)
+            for layer, found in self._fields(self.model, images, masks).items():
+                result[f"named.{layer}"] = _packed(found)
                 covered = np.stack([row.covered for row in found])
                 result[f"covered.{layer}"] = covered.astype(np.int16)
+            if self.untrained is not None:
+                for layer, found in self._fields(self.untrained, images, masks).items():
+                    result[f"random.{layer}"] = _packed(found)
         return result
+
+    def _crops(self, model: DeViL, images: Sequence[Image.Image]) -> list[CropRow]:
+        assert self.judge is not None
+        return crop_rows(
+            model,
+            self.judge,
+            images,
+            layers=self.options.layers or None,
+            sizes=self.options.sizes,
+            decoding=self.options.decoding,
+        )
+
+    def _fields(
+        self,
+        model: DeViL,
+        images: Sequence[Image.Image],
+        masks: Sequence[Mapping[str, np.ndarray]],
+    ) -> dict[str, list[FieldRow]]:
+        return field_rows(
+            model,
+            images,
+            masks,
+            self.naming,
+            layers=self.options.layers or None,
+            fields=self.options.fields,
+            locations=self.options.locations,
+            decoding=self.options.decoding,
+            seed=self.options.seed,
+        )
+
+
+def _packed(rows: Sequence[FieldRow]) -> np.ndarray:
+    """What captions name, eight categories in a byte."""
+    return np.packbits(np.stack([row.named for row in rows]), axis=-1)

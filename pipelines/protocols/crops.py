@@ -36,11 +36,12 @@ from devil.evaluation.fields import FieldConfig
 from devil.evaluation.image_text import LOCAL, NEEDS, ImageTextConfig, ImageTextModel
 from devil.evaluation.location_captions import mean_caption
 from devil.evaluation.naming import Naming
+from devil.evaluation.random_control import load_random_control
+from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_json
-from devil.manifest import package_versions
 from devil.model import DeViL
 from devil.report.table import ReportTable
-from pipelines.cli import absolute
+from pipelines.cli import absolute, known_place
 from pipelines.pool import PoolConfig, over_pool, own_device
 from pipelines.protocols.crop_tables import crop_tables, field_table
 from pipelines.protocols.crop_worker import BATCH, CropsWorker
@@ -61,6 +62,8 @@ class CropsOptions:
     image_text: ImageTextConfig = field(default_factory=ImageTextConfig)
     instances: str = ""
     """COCO instance annotations of the photos; empty: no masks, so no naming of objects."""
+    random: str = ""
+    """Model trained for the same backbone with random weights, the control; empty: without it."""
     layers: tuple[str, ...] = ()
     """Layer names, or `all` for all at once; empty: each layer, then all."""
     sizes: tuple[int, ...] = SIZES
@@ -94,6 +97,7 @@ def crops(options: CropsOptions) -> dict[str, Any]:
     device = own_device()
     model = DeViL.from_pretrained(options.model, device=device)
     layers = model.chosen_layers(options.layers or None)
+    load_random_control(options.random, model)  # refused now rather than in every worker
     judge = ImageTextModel(options.image_text, device=device) if options.image_text.name else None
     units, naming = _units(options)
     assert model.backbone is not None
@@ -111,7 +115,7 @@ def crops(options: CropsOptions) -> dict[str, Any]:
         "mean_captions": captions,
         "image_text": {"not_run": f"no image-text model was given; {NEEDS}"},
         "objects": {"not_run": "no instance masks were given"},
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     tables = []
     if judge is not None:
@@ -183,17 +187,14 @@ def _describe(units: Sequence[Unit], options: CropsOptions) -> _Found:
 
 def _resolved(options: CropsOptions) -> CropsOptions:
     """The same options with addresses as workers need them."""
-
-    def known(name: str) -> str:
-        return absolute(name) if name and Path(name).exists() else name
-
     judge = options.image_text
-    judge = replace(judge, name=known(judge.name.removeprefix(LOCAL)))
+    judge = replace(judge, name=known_place(judge.name.removeprefix(LOCAL)))
     if judge.weights != "pretrained":
-        judge = replace(judge, weights=known(judge.weights))
+        judge = replace(judge, weights=known_place(judge.weights))
     return replace(
         options,
-        model=known(options.model),
+        model=known_place(options.model),
+        random=known_place(options.random),
         images=absolute(options.images),
         instances=absolute(options.instances) if options.instances else "",
         image_text=judge,
@@ -214,6 +215,7 @@ def _image_text(
         judge.texts(list(said.values())).numpy(),
         layers=tuple(said),
         sizes=sizes,
+        untrained=found.tensors.get("texts.random"),
         seed=options.seed,
     )
     results = {
@@ -230,14 +232,19 @@ def _objects(
 ) -> tuple[dict[str, Any], ReportTable]:
     """Field coherence and its table."""
     count, scores = len(naming.categories), {}
+
+    def unpacked(name: str) -> np.ndarray:
+        return np.unpackbits(found.tensors[name], axis=-1, count=count).astype(bool)
+
     for layer, caption in said.items():
-        packed, covered = found.tensors[f"named.{layer}"], found.tensors[f"covered.{layer}"]
-        named = np.unpackbits(packed, axis=-1, count=count).astype(bool)
+        named, covered = unpacked(f"named.{layer}"), found.tensors[f"covered.{layer}"]
+        control = f"random.{layer}"
         scores[layer] = field_coherence(
             [FieldRow(named=n, covered=c) for n, c in zip(named, covered, strict=True)],
             named_matrix(naming, [caption])[0],
             naming.categories,
             options.fields.names,
+            untrained=list(unpacked(control)) if control in found.tensors else None,
             seed=options.seed,
         )
     results = {

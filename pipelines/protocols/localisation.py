@@ -13,7 +13,7 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,26 +36,20 @@ from devil.evaluation.localisation import (
 from devil.evaluation.localiser import SHUFFLED, Localiser, with_class
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.naming import Naming
+from devil.evaluation.random_control import load_random_control
+from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
 from devil.files import write_json
-from devil.manifest import package_versions
 from devil.model import DeViL
-from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
-from pipelines.cli import absolute
+from pipelines.cli import absolute, known_place
 from pipelines.pool import PoolConfig, over_pool, own_device
+from pipelines.protocols.localisation_tables import localisation_table
 
 logger = logging.getLogger("localisation")
 
 LEARNED = 30
 """Training pictures whose captions must name a category before it counts as learned."""
-TITLES = {
-    "all_categories": "Maps for names of all categories",
-    "imagenet_categories": "Maps for categories with an ImageNet class",
-    "learned_categories": "Maps for categories that training captions name",
-    "learned_imagenet_categories": "Maps for categories of both kinds",
-}
-"""Of the tables."""
 HALVES = {"both": slice(None), "choosing": slice(0, None, 2), "reporting": slice(1, None, 2)}
 """Of the photos, by their keys in order."""
 MIXTURE = "mixture"
@@ -93,6 +87,8 @@ class LocalisationOptions:
     train: str | None = None
     """Feature store that the model was trained on: adds a table of the categories that its captions
     name, for a word that they never use cannot have been learned."""
+    random: str = ""
+    """Model trained for the same backbone with random weights, the control; empty: without it."""
     half: Literal["both", "choosing", "reporting"] = "both"
     """Half of the photos: settings chosen on one are reported on the other without flattery."""
     limit: int | None = None
@@ -148,6 +144,7 @@ class LocalisationWorker:
             options.settings(model.layers),
             self.instances.categories,
             grad_cam_layers=options.grad_cam_layers,
+            untrained=load_random_control(options.random, model, device=device),
             seed=options.seed,
         )
 
@@ -174,6 +171,7 @@ def localisation(options: LocalisationOptions) -> dict[str, Any]:
         options.settings(model.layers),
         instances.categories,
         grad_cam_layers=options.grad_cam_layers,
+        untrained=load_random_control(options.random, model),
         seed=options.seed,
     )
     if not localiser.grad_cam_layers:
@@ -209,7 +207,7 @@ def localisation(options: LocalisationOptions) -> dict[str, Any]:
             for subset, scores in subsets.items()
             if scores
         },
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     tables = [localisation_table(document, subset) for subset in document["scores"]]
     document["tables"] = [table.record() for table in tables]
@@ -248,7 +246,8 @@ def _units(keys: list[str], options: LocalisationOptions) -> list[list[str]]:
 def _results(units: list[list[str]], options: LocalisationOptions) -> list[MapResult]:
     local = replace(
         options,
-        model=absolute(options.model) if Path(options.model).exists() else options.model,
+        model=known_place(options.model),
+        random=known_place(options.random),
         instances=absolute(options.instances),
         photos=absolute(options.photos),
     )
@@ -272,44 +271,3 @@ def record(score: LocalisationScore, shuffled: LocalisationScore | None = None) 
         values["gap_pointing"] = score.pointing.mean - shuffled.pointing.mean
         values["gap_precision"] = score.precision.mean - shuffled.precision.mean
     return values
-
-
-def localisation_table(document: Mapping[str, Any], subset: str) -> ReportTable:
-    """A row for each method, beside its control with another photo's features."""
-    scores = document["scores"][subset]
-    first = next(iter(scores.values()))
-    return ReportTable(
-        title=TITLES[subset],
-        caption=(
-            f"{first['photos']} photos, {first['maps']} maps of {first['categories']} categories; "
-            f"chance of pointing and precision: {first['chance']:.3f} (the object's share). "
-            f"IoU: of the highest {document['fixed_area']:.0%}, and of the best share of the data "
-            "set. In brackets: 95 % bootstrap intervals over photos."
-        ),
-        columns=(
-            *("method", "pointing", "shuffled", "precision", "shuffled", "IoU", "best IoU"),
-            *("pointing / category", "precision / category", "maps"),
-        ),
-        rows=tuple(
-            _row(method, found, scores.get(method + SHUFFLED))
-            for method, found in scores.items()
-            if not method.endswith(SHUFFLED)
-        ),
-    )
-
-
-def _row(
-    method: str, score: Mapping[str, Any], shuffled: Mapping[str, Any] | None
-) -> tuple[Cell, ...]:
-    return (
-        method,
-        Interval(**score["pointing"]).text,
-        shuffled["pointing"]["mean"] if shuffled else None,
-        Interval(**score["precision"]).text,
-        shuffled["precision"]["mean"] if shuffled else None,
-        Interval(**score["overlap"]).text,
-        score["best_overlap"],
-        score["category_pointing"],
-        score["category_precision"],
-        score["maps"],
-    )

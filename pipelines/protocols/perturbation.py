@@ -23,30 +23,28 @@ from tqdm import tqdm
 from devil.data.pictures import list_units
 from devil.errors import ConfigError, DataError
 from devil.evaluation.perturbation import Curve, curve_positions
-from devil.evaluation.perturbation_study import (
-    DEVIL,
-    MethodScores,
-    PerturbationStudy,
+from devil.evaluation.perturbation_scores import (
     PictureCurves,
-    StudyConfig,
-    StudyPicture,
-    is_control,
     paired_differences,
     study_scores,
 )
+from devil.evaluation.perturbation_study import (
+    DEVIL,
+    PerturbationStudy,
+    StudyConfig,
+    StudyPicture,
+)
+from devil.evaluation.random_control import load_random_control
 from devil.evaluation.stored import derangement
+from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_atomically, write_json
 from devil.images import open_image
-from devil.manifest import package_versions
 from devil.model import DeViL
-from devil.report.curves import Line, Panel, curves_png
-from devil.report.table import ReportTable
-from pipelines.cli import absolute
+from pipelines.cli import absolute, known_place
 from pipelines.pool import PoolConfig, over_pool, own_device
+from pipelines.protocols.perturbation_tables import area_table, difference_table, figure
 
 logger = logging.getLogger("perturbation")
-
-FALLS, RISES = "lower is better", "higher is better"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +64,8 @@ class PerturbationOptions:
     """Pictures of that order to leave out first: those that settings were chosen on."""
     names: str | None = None
     """Text file with the plain name of each class in a line; default: ImageNet's 1,000."""
+    random: str = ""
+    """Model trained for the same backbone with random weights, the control; empty: without it."""
     pictures_per_unit: int = 4
     """Pictures that a worker takes at a time."""
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -74,9 +74,13 @@ class PerturbationOptions:
 class PerturbationWorker:
     """One actor's model."""
 
-    def __init__(self, model: str, config: StudyConfig, names: Sequence[str] | None) -> None:
+    def __init__(
+        self, model: str, random: str, config: StudyConfig, names: Sequence[str] | None
+    ) -> None:
         device = own_device()
-        self.study = PerturbationStudy(DeViL.from_pretrained(model, device=device), config, names)
+        loaded = DeViL.from_pretrained(model, device=device)
+        untrained = load_random_control(random, loaded, device=device)
+        self.study = PerturbationStudy(loaded, config, names, untrained)
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Curves of a unit's pictures; both as JSON (Ray Data's columns hold no nested lists)."""
@@ -100,7 +104,9 @@ def perturbation(options: PerturbationOptions) -> dict[str, Any]:
     files = chosen_files(options)
     names = _names(options.names)
     model = DeViL.from_pretrained(options.model)
-    study = PerturbationStudy(model, options.study, names)
+    study = PerturbationStudy(
+        model, options.study, names, load_random_control(options.random, model)
+    )
     height, width = study.backbone.transform.crop
     model_name, version = model.name, model.version
     class_names = study.names
@@ -117,13 +123,13 @@ def perturbation(options: PerturbationOptions) -> dict[str, Any]:
         "study": asdict(options.study),
         "positions": curve_positions(steps, height * width).tolist(),
         "methods": {
-            _name(curve): {
+            curve.name: {
                 method: {"area": s.area._asdict(), "curve": s.curve} for method, s in rows.items()
             }
             for curve, rows in scores.items()
         },
         "differences": {
-            _name(curve): {
+            curve.name: {
                 other: interval._asdict()
                 for other, interval in paired_differences(rows, first, seed).items()
             }
@@ -135,13 +141,11 @@ def perturbation(options: PerturbationOptions) -> dict[str, Any]:
                 "class": result.label,
                 "name": class_names[result.label],
                 "words": result.words,
-                **{
-                    _name(c): {m: s.areas[i] for m, s in rows.items()} for c, rows in scores.items()
-                },
+                **{c.name: {m: s.areas[i] for m, s in rows.items()} for c, rows in scores.items()},
             }
             for i, result in enumerate(results)
         ],
-        "versions": package_versions(),
+        "versions": tool_versions(),
     }
     output = Path(options.output)
     tables = [area_table(scores, len(results), steps), difference_table(scores, first, seed)]
@@ -188,8 +192,12 @@ def _measured(
     work = [[keys[i], paths[i], paths[others[i]]] for i in range(len(files))]
     size = options.pictures_per_unit
     units = [json.dumps(work[start : start + size]) for start in range(0, len(work), size)]
-    model = absolute(options.model) if Path(options.model).exists() else options.model
-    arguments = {"model": model, "config": options.study, "names": names}
+    arguments = {
+        "model": known_place(options.model),
+        "random": known_place(options.random),
+        "config": options.study,
+        "names": names,
+    }
     found: dict[str, PictureCurves] = {}
     with tqdm(total=len(files), unit="picture", desc="perturbation", mininterval=1) as bar:
         for record in over_pool(units, PerturbationWorker, arguments, options.pool):
@@ -200,16 +208,12 @@ def _measured(
 
 
 def _record(result: PictureCurves) -> dict[str, Any]:
-    return result._asdict() | {"curves": {_name(c): rows for c, rows in result.curves.items()}}
+    return result._asdict() | {"curves": {c.name: rows for c, rows in result.curves.items()}}
 
 
 def _result(record: Mapping[str, Any]) -> PictureCurves:
     curves = {Curve(*name.split("/")): rows for name, rows in record["curves"].items()}
     return PictureCurves(**{**record, "curves": curves})
-
-
-def _name(curve: Curve) -> str:
-    return "/".join(curve)
 
 
 def _names(path: str | None) -> list[str] | None:
@@ -219,73 +223,3 @@ def _names(path: str | None) -> list[str] | None:
         return [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"class names cannot be read from {path} ({error}).") from error
-
-
-def area_table(
-    scores: Mapping[Curve, Mapping[str, MethodScores]], pictures: int, steps: int
-) -> ReportTable:
-    """A row for each method, a column for each curve."""
-    return ReportTable(
-        title="Insertion and deletion",
-        caption=(
-            f"area under the probability of the predicted class, {pictures} pictures, {steps} "
-            "steps; 95 % bootstrap intervals. Deletion: lower is better; insertion: higher. "
-            "none, pmi and mean rank locations alike, so they are one measurement"
-        ),
-        columns=("method", *(f"{curve.measure}, {curve.baseline}" for curve in scores)),
-        rows=tuple(
-            (method, *(rows[method].area.text for rows in scores.values()))
-            for method in next(iter(scores.values()))
-        ),
-    )
-
-
-def difference_table(
-    scores: Mapping[Curve, Mapping[str, MethodScores]], first: str, seed: int
-) -> ReportTable:
-    """The first setting minus each other method, on the same pictures."""
-    differences = {c: paired_differences(rows, first, seed) for c, rows in scores.items()}
-    return ReportTable(
-        title=f"{first} minus the others",
-        caption="mean difference on the same pictures; deletion: negative is better",
-        columns=("minus", *(f"{curve.measure}, {curve.baseline}" for curve in scores)),
-        rows=tuple(
-            (method, *(rows[method].text for rows in differences.values()))
-            for method in next(iter(differences.values()))
-        ),
-    )
-
-
-def short_names(methods: Sequence[str]) -> dict[str, str]:
-    """Names for a picture: DeViL's settings without the parts that all of them share."""
-    settings = {m: m.removeprefix(DEVIL).split("/") for m in methods if m.startswith(DEVIL)}
-    shared = set.intersection(*map(set, settings.values())) if len(settings) > 1 else set()
-    kept = {m: "/".join(p for p in parts if p not in shared) for m, parts in settings.items()}
-    return {m: DEVIL + kept[m] if m in kept else m for m in methods}
-
-
-def figure(found: Mapping[str, Any]) -> bytes:
-    """Mean curves, a panel for each measure and baseline; a PNG's bytes."""
-    panels, names = [], short_names(list(next(iter(found["methods"].values()))))
-    for name, rows in found["methods"].items():
-        measure, baseline = name.split("/")
-        falls = measure == "deletion"
-        lines = [
-            Line(name=names[m], values=s["curve"], number=s["area"]["mean"], control=is_control(m))
-            for m, s in rows.items()
-        ]
-        panels.append(
-            Panel(
-                title=f"{measure.title()}, {baseline}",
-                note=FALLS if falls else RISES,
-                positions=found["positions"],
-                lines=lines,
-                lower_is_better=falls,
-            )
-        )
-    return curves_png(
-        f"Insertion and deletion on {found['pictures']} pictures",
-        panels,
-        along="share of the pixels, most salient first",
-        up="probability of the predicted class",
-    )

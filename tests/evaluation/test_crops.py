@@ -77,6 +77,12 @@ def test_scores_by_hand() -> None:
     assert far_score.own.best == (0, 0.5, 0.5) and far_score.own.mean_best == 40
     assert far_score.own.similarity == pytest.approx((0, 0.7, 0.7))
     assert far_score.mean_feature.similarity == pytest.approx((0.6, 0.8, 0))
+    assert near.random_backbone is None
+    swapped = texts[:, ::-1]
+    beside = crop_coherence(
+        crops, texts, means, layers=("near", "far"), sizes=(8, 16, 64), untrained=swapped
+    )
+    assert beside["near"].random_backbone == far_score.own and beside["near"].own == near.own
     # Turned pictures tell own captions from others'.
     crops = np.stack([np.eye(3), np.roll(np.eye(3), 1, axis=0)])
     turned = crop_coherence(crops, texts, means, layers=("near", "far"), sizes=(8, 16, 64))["far"]

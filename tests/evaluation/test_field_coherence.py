@@ -54,6 +54,12 @@ def test_counted_by_hand() -> None:
     assert contested["whole"].shuffled == pytest.approx(1 / 3)
     # Neither beats the other picture's captions.
     assert found.best is None
+    # A random backbone's captions: dog, nothing, owl; then cat everywhere.
+    said = [[{DOG}, set(), {OWL}], [{CAT}, {CAT}, {CAT}]]
+    untrained = [row(names, [0] * 3, [0] * 3).named for names in said]
+    with_it = field_coherence(rows, mean, CATEGORIES, ("cell", "whole"), untrained=untrained)
+    assert with_it.fields["cell"].random_backbone == pytest.approx(2 / 5)
+    assert with_it.fields["cell"].hits == cell.hits and cell.random_backbone is None
     rows[1] = row([{DOG}, {DOG}, {OWL}], cell=[DOG, DOG, OWL], whole=[CAT, DOG, NOTHING])
     assert field_coherence(rows, mean, CATEGORIES, ("cell", "whole")).best == "cell"
 

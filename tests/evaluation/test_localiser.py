@@ -12,8 +12,16 @@ from devil.data.coco import CocoPhoto
 from devil.errors import BackboneError, DataError
 from devil.evaluation.class_maps import centre_map, grad_cam, random_map
 from devil.evaluation.coco_classes import coco_imagenet_classes
-from devil.evaluation.localisation import map_score, seen_part
-from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM, SHUFFLED, Localiser, with_class
+from devil.evaluation.localisation import MapResult, map_score, seen_part
+from devil.evaluation.localiser import (
+    CENTRE,
+    GRAD_CAM,
+    RANDOM,
+    SHUFFLED,
+    UNTRAINED,
+    Localiser,
+    with_class,
+)
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.query_maps import query_maps
 from devil.evaluation.stored import derangement
@@ -88,6 +96,21 @@ def test_every_method_scores_its_own_maps(model: DeViL, photos: list[CocoPhoto])
             score = by[GRAD_CAM + "layer4", photo.key, name]
             assert score.precision == pytest.approx(map_score(values, region, mask).precision)
     assert {r.category for r in with_class(results)} == {"dog"}
+
+
+def test_maps_of_a_random_backbone_stand_beside(
+    model: DeViL, photos: list[CocoPhoto], tmp_path: Path
+) -> None:
+    untrained = tiny.tiny_model(tmp_path, untrained=True)
+    both = Localiser(model, [SETTING], [], untrained=untrained)(photos)
+    alone = Localiser(untrained, [SETTING], [], grad_cam_layers=[])(photos)
+
+    def precisions(results: list[MapResult], method: str) -> dict[tuple[str, str], float]:
+        return {(r.photo, r.category): r.score.precision for r in results if r.method == method}
+
+    beside = precisions(both, "layer3" + UNTRAINED)
+    assert beside == pytest.approx(precisions(alone, "layer3"), abs=1e-3)
+    assert precisions(both, "layer3") != pytest.approx(beside, abs=1e-3)
 
 
 def test_what_is_refused(model: DeViL, photos: list[CocoPhoto], tmp_path: Path) -> None:

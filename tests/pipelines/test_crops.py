@@ -18,6 +18,7 @@ from pipelines.protocols.crops import CropsOptions, crops
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     tiny_model(folder / "frozen").save_pretrained(folder / "model")
+    tiny_model(folder / "untrained", untrained=True).save_pretrained(folder / "control")
     tiny_image_text_model(folder / "clip")
     (folder / "photos").mkdir()
     for i in range(10):
@@ -67,6 +68,7 @@ def test_both_measures_on_the_annotated_photos(
         tmp_path,
         instances=str(inputs / "instances.json"),
         image_text=clip(inputs / "clip"),
+        random=str(inputs / "control"),
     )
     results = crops(request)
     assert json.loads((tmp_path / "crops.json").read_text()) == results
@@ -84,6 +86,12 @@ def test_both_measures_on_the_annotated_photos(
         assert whole["constant_category"] == "circle"
         assert whole["constant"] == pytest.approx(5 / 9)
     printed = capsys.readouterr().out
+    for table in results["tables"][0], results["tables"][2]:
+        assert "random backbone" in table["columns"]
+    untrained = [
+        w["fields"]["cell"]["random_backbone"] for w in results["objects"]["layers"].values()
+    ]
+    assert None not in untrained
     for text in ("Best crop", "Similarity to crops", "Objects named", "shuffled", "most frequent"):
         assert text in printed
     assert "was not run" not in printed

@@ -49,6 +49,7 @@ def test_halves_share_no_photo() -> None:
 
 def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model(tmp_path / "parts").save_pretrained(tmp_path / "model")
+    tiny_model(tmp_path / "random", untrained=True).save_pretrained(tmp_path / "control")
     write_data(tmp_path)
     options = LocalisationOptions(
         model=str(tmp_path / "model"),
@@ -60,6 +61,7 @@ def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         prompts=("",),
         synonyms=(False,),
         neighbours=(0.0,),
+        random=str(tmp_path / "control"),
         photos_per_unit=2,
         resamples=50,
         pool=PoolConfig(workers=2, cpus_per_worker=1),
@@ -71,7 +73,8 @@ def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     settings = ["layer4", "layer4, contrast pmi", "layer3+layer4", "layer3+layer4, contrast pmi"]
     blind = ["random map", "centre map"]
     shuffled = [f"{name} / shuffled" for name in settings]
-    assert sorted(scores) == sorted([*settings, *shuffled, "Grad-CAM layer4", *blind])
+    untrained = [f"{name} / random backbone" for name in settings]
+    assert sorted(scores) == sorted([*settings, *shuffled, *untrained, "Grad-CAM layer4", *blind])
     assert scores["layer4"]["maps"] == 7 and scores["Grad-CAM layer4"]["maps"] == 5
     assert 0 < scores["layer4"]["chance"] < 1
     gap = scores["layer4"]["precision"]["mean"] - scores[shuffled[0]]["precision"]["mean"]
@@ -80,9 +83,18 @@ def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert "Maps for categories with an ImageNet class: 5 photos, 5 maps" in printed
     assert "centre map" in printed
+    head, rows = written["tables"][0]["columns"], written["tables"][0]["rows"]
+    assert head[1:4] == ["pointing", "shuffled", "random backbone"]
+    assert [row[0] for row in rows] == [*settings, "Grad-CAM layer4", *blind]
+    assert rows[0][6] == scores[untrained[0]]["precision"]["mean"]
+    assert rows[-1][2:4] == [None, None]
 
-    again = localisation(replace(options, pool=replace(options.pool, workers=1)))
-    assert again["scores"] == found["scores"]
+    again = localisation(replace(options, random="", pool=replace(options.pool, workers=1)))
+    assert again["scores"]["all_categories"] == {
+        name: score for name, score in scores.items() if name not in untrained
+    }
+    with pytest.raises(ConfigError, match=r"--backbone\.weights random"):
+        localisation(replace(options, random=options.model))
     with pytest.raises(LayerError, match="layer9"):
         localisation(replace(options, layers=("layer9",)))
     with pytest.raises(ConfigError, match="photos_per_unit is 1"):

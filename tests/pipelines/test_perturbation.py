@@ -18,8 +18,8 @@ from pipelines.protocols.perturbation import (
     PerturbationOptions,
     chosen_files,
     perturbation,
-    short_names,
 )
+from pipelines.protocols.perturbation_tables import short_names
 
 STUDY = StudyConfig(
     settings=("layer4/head/contrast", "layer3/name/pmi", "layer3/name/none"),
@@ -35,6 +35,7 @@ METHODS = [
     "Grad-CAM layer4",
     "RISE",
     "DeViL, another picture",
+    "DeViL, random backbone",
     "random",
     "centre",
 ]
@@ -44,6 +45,7 @@ METHODS = [
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     tiny_model(folder / "frozen").save_pretrained(folder / "model")
+    tiny_model(folder / "untrained", untrained=True).save_pretrained(folder / "control")
     (folder / "photos").mkdir()
     for index in range(5):
         picture(CAPTIONS[index * 13], seed=index).save(folder / "photos" / f"{index}.png")
@@ -57,6 +59,7 @@ def options(inputs: Path, output: Path, **changes: object) -> PerturbationOption
         "images": str(inputs / "photos"),
         "output": str(output),
         "study": STUDY,
+        "random": str(inputs / "control"),
         "limit": 3,
         "skip": 1,
         "names": str(inputs / "names.txt"),
@@ -107,7 +110,7 @@ def test_every_method_on_the_same_pictures(
     assert found["words"] == alone.words == names[alone.label].split()[-1]
     for curve, by_method in alone.curves.items():
         for method, values in by_method.items():
-            if method != METHODS[6]:
+            if method != METHODS[6]:  # another picture's features
                 area = float(torch.trapezoid(torch.tensor(values), torch.tensor([0, 1, 2, 3]) / 3))
                 assert found["/".join(curve)][method] == pytest.approx(area, abs=1e-3)
 

@@ -1,0 +1,226 @@
+"""What was to be shown, and what the figures say of it: the first table of the report.
+
+Each finding is decided by the figures themselves, so that a page made of other figures says so.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from benchmarks import published
+from devil.evaluation.localiser import GRAD_CAM, SHUFFLED
+from devil.evaluation.perturbation_scores import CENTRE, RANDOM
+from devil.evaluation.perturbation_scores import SHUFFLED as ANOTHER
+from devil.evaluation.perturbation_study import DEVIL as MAPS
+from devil.evaluation.stored import FREQUENT, MEAN, NEAREST
+from devil.evaluation.stored import SHUFFLED as OTHER_FEATURES
+from devil.report.table import ReportTable
+from devil.types import ALL_LAYERS
+from pipelines.protocols.ablation import DEVIL
+from pipelines.protocols.captioning import COLUMNS
+
+Record = Mapping[str, Any]
+COLLAPSE = 0.4
+"""Without token dropout a single layer was to keep less than this share."""
+LEAD = 1.2
+"""DeViL was to score so many times what ClipCap's translator does, as in the paper."""
+MINUTES = 90
+"""In which all figures were to be made."""
+
+
+class Finding(NamedTuple):
+    """One line of the table."""
+
+    wanted: str
+    verdict: str
+    """yes, no, or what lies between."""
+    figures: str
+
+
+def findings_table(records: Mapping[str, Record]) -> ReportTable:
+    """A row for each finding whose figures are there."""
+    rows = [found for n, find in FINDINGS.items() if n in records for found in find(records[n])]
+    minutes = sum(record["minutes"] for record in records.values())
+    if set(FINDINGS) <= set(records):
+        rows.append(
+            Finding(
+                f"all figures by one command in {MINUTES} minutes on two cores",
+                _yes(minutes < MINUTES),
+                f"{minutes:.0f} minutes",
+            )
+        )
+    return ReportTable(
+        title="Findings",
+        caption="",
+        columns=("what was to be shown", "shown?", "figures"),
+        rows=tuple(tuple(row) for row in rows),
+    )
+
+
+def _yes(shown: bool) -> str:
+    return "yes" if shown else "**no**"
+
+
+def _captions(record: Record) -> Iterator[Finding]:
+    scores, controls, language = record["scores"], record["controls"], record["language"]
+    every = scores[ALL_LAYERS]["cider"]
+    blind = {name: controls[name]["cider"] for name in (OTHER_FEATURES, MEAN, FREQUENT, NEAREST)}
+    yield Finding(
+        "captions say more than controls do",
+        _yes(every > max(blind.values())),
+        f"CIDEr {every:.3f}; on another photo's features {blind[OTHER_FEATURES]:.3f}, on the mean "
+        f"feature {blind[MEAN]:.3f}, caption of the nearest training photo {blind[NEAREST]:.3f}",
+    )
+    missing = scores[ALL_LAYERS].get("missing", {})
+    if missing:
+        yield Finding(
+            "every caption metric of the paper, and BERTScore",
+            "but for " + ", ".join(label for label, name in COLUMNS.items() if name in missing),
+            "what they need is below",
+        )
+    layers = [layer for layer in scores if layer != ALL_LAYERS]
+    for name, values, form in (
+        ("CIDEr", [scores[layer]["cider"] for layer in layers], ".3f"),
+        ("vocabulary", [language[layer]["unique_words"] for layer in layers], "d"),
+        ("share of verbs", [language[layer]["verbs"] for layer in layers], ".1%"),
+    ):
+        yield _trend(f"{name} rises with depth", values, form)
+    values = [language[layer]["adjectives"] for layer in layers]
+    yield _trend("share of adjectives falls with depth", values, ".1%", sign=-1)
+
+
+def _trend(wanted: str, values: list[float], form: str, sign: int = 1) -> Finding:
+    steps = [sign * (after - before) > 0 for before, after in itertools.pairwise(values)]
+    shown = sign * (values[-1] - values[0]) > 0
+    verdict = "yes" if all(steps) else "on the whole, not at each step" if shown else _yes(False)
+    return Finding(wanted, verdict, ", ".join(format(value, form) for value in values))
+
+
+def _ablation(record: Record) -> Iterator[Finding]:
+    def cider(variant: str, layer: str) -> float:
+        return record["variants"][variant]["cider"][layer]["mean"]
+
+    last = list(record["variants"][DEVIL]["cider"])[-1]
+    share = cider("no_dropout", last) / cider(DEVIL, last)
+    _, with_both = published.ABLATION[DEVIL]
+    _, without = published.ABLATION["no_dropout"]
+    assert with_both is not None and without is not None
+    yield Finding(
+        "without token dropout a single layer collapses",
+        _yes(share < COLLAPSE),
+        f"the last layer alone keeps {share:.2f} of its CIDEr (paper: {without / with_both:.2f})",
+    )
+    both, none = (record["variants"][name]["cider"][ALL_LAYERS] for name in (DEVIL, "no_dropout"))
+    noise = max(both.get("deviation", 0.0), none.get("deviation", 0.0))
+    gap = both["mean"] - none["mean"]
+    yield Finding(
+        "both dropouts are the best, or within noise, on all layers",
+        "yes" if gap >= 0 else f"**no**{', level' if -gap <= 2 * noise else ''}",
+        f"{both['mean']:.3f} with both, {none['mean']:.3f} without, deviation {noise:.3f}",
+    )
+    if "clipcap" in record["variants"]:
+        ratio = both["mean"] / cider("clipcap", ALL_LAYERS)
+        yield Finding(
+            f"{LEAD:.2f} times what ClipCap's translator scores",
+            _yes(ratio >= LEAD),
+            f"{ratio:.2f} times, after 40,000 captions each",
+        )
+
+
+def _localisation(record: Record) -> Iterator[Finding]:
+    chosen = record["chosen"]
+    learned = record["scores"].get("learned_categories")
+    if learned:
+        own, other = learned[chosen]["precision"], learned[chosen + SHUFFLED]["precision"]
+        yield Finding(
+            "maps for names lie on their objects",
+            _yes(own["low"] > max(other["mean"], learned[chosen]["chance"])),
+            f"precision {own['mean']:.3f} [{own['low']:.3f}, {own['high']:.3f}] for names that "
+            f"training captions use; on another photo's features {other['mean']:.3f}, by chance "
+            f"{learned[chosen]['chance']:.3f}",
+        )
+    for subset, where in (
+        ("learned_imagenet_categories", "on names that training captions use"),
+        ("imagenet_categories", "on all names it has a class for"),
+    ):
+        scores = record["scores"].get(subset, {})
+        rivals = [name for name in scores if name.startswith(GRAD_CAM)]
+        if rivals:
+            own, rival = scores[chosen]["precision"], scores[rivals[0]]["precision"]
+            apart = own["low"] > rival["mean"] or rival["low"] > own["mean"]
+            better = own["mean"] > rival["mean"]
+            yield Finding(
+                f"maps beat Grad-CAM {where}",
+                _yes(better) if apart else "**no**, level",
+                f"precision {own['mean']:.3f}, Grad-CAM {rival['mean']:.3f}, "
+                f"{scores[chosen]['maps']} maps",
+            )
+
+
+def _perturbation(record: Record) -> Iterator[Finding]:
+    first = next(m for m in next(iter(record["methods"].values())) if m.startswith(MAPS))
+    better, told = [], []
+    for curve, text in (("deletion/mean", "deletion"), ("insertion/blur", "insertion")):
+        against = record["differences"][curve]
+        sign = -1 if curve.startswith("deletion") else 1
+        for control in (ANOTHER, RANDOM, CENTRE):
+            ends = [sign * against[control][end] for end in ("low", "high")]
+            better.append(min(ends) > 0)
+        areas = record["methods"][curve]
+        named = {"": first, "another picture ": ANOTHER, "random ": RANDOM, "centre ": CENTRE}
+        told.append(
+            f"{text} "
+            + ", ".join(f"{label}{areas[m]['area']['mean']:.3f}" for label, m in named.items())
+        )
+    yield Finding(
+        "insertion and deletion tell maps from controls",
+        _yes(all(better)) if all(better) or not any(better) else "from some",
+        "; ".join(told),
+    )
+
+
+def _crops(record: Record) -> Iterator[Finding]:
+    layers = record["objects"].get("layers")
+    if layers:
+        cell = layers[ALL_LAYERS]["fields"]["cell"]
+        shuffled, constant = cell["hits"] > cell["shuffled"], cell["hits"] > cell["constant"]
+        yield Finding(
+            "captions of locations name the object there",
+            "barely"
+            if shuffled and constant and cell["hits"] < 1.2 * cell["constant"]
+            else _yes(shuffled and constant),
+            f"{cell['hits']:.3f} of them; captions of another photo {cell['shuffled']:.3f}, the "
+            f"most frequent category everywhere {cell['constant']:.3f}",
+        )
+    if "not_run" in record["image_text"]:
+        yield Finding(
+            "shallow layers speak of small crops (an image-text model)",
+            "not run",
+            "no weights of one at hand",
+        )
+
+
+def _neurons(record: Record) -> Iterator[Finding]:
+    scores = record["rendered_units"]["scores"]
+    own = scores["model"]["cider"]
+    blind = max(
+        s["cider"] for n, s in scores.items() if n not in ("model", "nearest_training_unit")
+    )
+    rival = scores["nearest_training_unit"]["cider"]
+    yield Finding(
+        "descriptions of (rendered) units beat constants, and the nearest known unit's",
+        _yes(own > rival) if (own > blind) == (own > rival) else "constants alone",
+        f"CIDEr {own:.2f}; best control {blind:.2f}, nearest training unit {rival:.2f}",
+    )
+    yield Finding("the 13 experiments of MILANNOTATIONS", "not run", "its images are not at hand")
+
+
+FINDINGS: Mapping[str, Callable[[Record], Iterator[Finding]]] = {
+    "captioning": _captions,
+    "ablation": _ablation,
+    "localisation": _localisation,
+    "perturbation": _perturbation,
+    "crops": _crops,
+    "neurons": _neurons,
+}
+"""By protocol, in the report's order."""
