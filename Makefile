@@ -1,5 +1,6 @@
 # make demo   install, then run the embedded default end to end (runs/demo)
 # make test   install, lint, run the tests
+# make test-live  minutes of load on a running service, which make test leaves out
 # make lint   the same checks that pre-commit runs
 # make serve  answer over HTTP with the model of MODEL (default: the demo's)
 
@@ -10,7 +11,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve.front:layers
 
-.PHONY: demo test lint serve install clean
+.PHONY: demo test test-live lint serve install clean
 
 install: .venv/installed
 
@@ -30,6 +31,9 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-live: install
+	DEVIL_LIVE_TESTS=1 $(BIN)/python -m pytest tests/serve -m live
 
 serve: install
 	$(BIN)/serve run serve.app:app model=$(MODEL) log_format=text

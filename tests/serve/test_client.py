@@ -16,6 +16,8 @@ from devil.explanation import Explanation
 
 from .test_app import assert_equal
 
+pytestmark = pytest.mark.live
+
 PHOTOS = [
     picture("a red circle on the left side", side=96).resize((120, 96)),
     picture("a green line on the bottom side", side=80),

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.hostile import HostileOptions, hostile
 from benchmarks.hostile_wire import ATTACKS
+
+pytestmark = pytest.mark.live
 
 REQUESTS = 600
 

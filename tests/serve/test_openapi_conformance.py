@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
+pytestmark = pytest.mark.live
+
 EXAMPLES = 20
 """For each route; the requests are the same each time."""
 LEFT_OUT = [ignored_auth, positive_data_acceptance]

@@ -18,6 +18,8 @@ from serve.settings import Settings
 
 from .conftest import SETTINGS
 
+pytestmark = pytest.mark.live
+
 PATIENCE = 300.0
 NAME = f"mortal-{os.getpid()}"
 """Of the application, and so of its processes; nobody else's have it."""
