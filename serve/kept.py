@@ -19,7 +19,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse
 
 from devil.explanation import Explanation
-from devil.images import open_image
+from devil.picture import open_image
 from serve.problems import ProblemError, problem_responses
 from serve.schemas import ExplanationDocument
 
