@@ -19,6 +19,8 @@ from serve.access import add_access
 from serve.openapi import describe_api
 from serve.settings import Settings
 
+QUIET = 10.0
+"""Seconds without a change after which no further report is expected."""
 PATIENCE = 240.0
 LAST = "ray_devil_audits"
 """The last of our metrics, by the order in which the application makes them."""
@@ -45,9 +47,10 @@ def build() -> FastAPI:
 
 
 def scraped(port: int) -> list[str]:
-    """Our lines on a metrics port, once all are there."""
+    """Our lines on a metrics port, once all are there and have not changed for a while."""
     deadline = time.monotonic() + PATIENCE
     lines: list[str] = []
+    before, since = lines, time.monotonic()
     while time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
@@ -55,8 +58,10 @@ def scraped(port: int) -> list[str]:
         except OSError:  # the agent is starting
             page = ""
         lines = [line for line in page.splitlines() if line.startswith("ray_devil_")]
-        # A second look, for a report can come between two metrics.
-        if any(line.startswith(LAST) for line in lines) and "requests" in str(lines):
+        if lines != before:
+            before, since = lines, time.monotonic()
+        complete = any(line.startswith(LAST) for line in lines) and "requests" in str(lines)
+        if complete and time.monotonic() - since > QUIET:
             return lines
         time.sleep(0.5)
     return lines

@@ -22,7 +22,8 @@ def found() -> Found:
     command = [sys.executable, str(Path(__file__).parent / "metered.py"), str(port)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=550)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    lines = [re.fullmatch(r"(\w+)\{(.*)\} (\S+)", s) for s in json.loads(ran.stdout)]
+    printed = next(line for line in ran.stdout.splitlines() if line.startswith("["))  # not Ray's
+    lines = [re.fullmatch(r"(\w+)\{(.*)\} (\S+)", s) for s in json.loads(printed)]
     return [
         (line[1], dict(re.findall(r'(\w+)="([^"]*)"', line[2])), float(line[3]))
         for line in lines
