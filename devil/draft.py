@@ -262,6 +262,11 @@ class Rows(NamedTuple):
     stop: int
 
     @property
+    def size(self) -> int:
+        """How many they are."""
+        return self.stop - self.start
+
+    @property
     def of(self) -> Block:
         """The block."""
         return self.draft.blocks[self.block]

@@ -137,7 +137,7 @@ def _prefixes(
         vectors = [rows[i].vectors() for i in members]
         together = {slot: torch.cat([v[slot] for v in vectors]) for slot in slots}
         prefix = model.prefix(together, memory_gb=decoding.memory_gb)
-        parts = prefix.split([rows[i].stop - rows[i].start for i in members])
+        parts = prefix.split([rows[i].size for i in members])
         found |= dict(zip(members, parts, strict=True))
     return [found[i] for i in range(len(rows))]
 

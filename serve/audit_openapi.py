@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Response
 
-from serve.audit_body import ARCHIVE, JSON, LISTS, MULTIPART
+from serve.audit_body import ARCHIVE, LISTS
 from serve.audit_schemas import (
     EXAMPLE,
     AuditDocument,
@@ -14,6 +14,7 @@ from serve.audit_schemas import (
     AuditRequest,
     ListQuery,
 )
+from serve.body import JSON, MULTIPART
 from serve.problems import problem_responses
 
 PREFIX = "/v1/audits"

@@ -1,10 +1,11 @@
 """The body of a request → the bytes of pictures' files, and options.
 
 Multipart or JSON, with its length bounded while it is read. Pictures are decoded by the explainer.
+How a body is bounded and taken apart is the same for audits (`serve.audit_body`).
 """
 
 import base64
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
 from fastapi import Request
@@ -29,7 +30,7 @@ LISTS = ("layers", "queries", "points")
 """Form fields that may be given several times."""
 MAX_FIELDS = 400
 MAX_FIELD_BYTES = 16_384
-"""Of one form field that is not the picture."""
+"""Of one form field that is not a file."""
 
 
 class Form(NamedTuple):
@@ -59,8 +60,8 @@ async def read_body(request: Request, form: Form, *, max_bytes: int, max_picture
     Raises:
         ProblemError: 400 malformed, 413 too long, 415 of another type, 422 wrong fields.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    chunks = bounded(request, max_bytes)
+    kind = content_type(request)
+    chunks = bounded(request, max_bytes, advice="; send smaller pictures, or fewer")
     try:
         if kind == MULTIPART:
             return await _read_multipart(request, chunks, form, max_pictures)
@@ -76,15 +77,20 @@ async def read_body(request: Request, form: Form, *, max_bytes: int, max_picture
     )
 
 
-async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+def content_type(request: Request) -> str:
+    """The type of a body, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def bounded(
+    request: Request, max_bytes: int, *, advice: str = ""
+) -> AsyncGenerator[bytes, None]:
     """The chunks of a body, until there are more bytes than allowed.
 
     Raises:
         ProblemError: 413, before anything is read if the declared length is too large.
     """
-    too_long = ProblemError(
-        413, f"The body is longer than {max_bytes:,} bytes; send smaller pictures, or fewer."
-    )
+    too_long = ProblemError(413, f"The body is longer than {max_bytes:,} bytes{advice}.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 15 or int(declared) > max_bytes):
         raise too_long
@@ -96,42 +102,67 @@ async def bounded(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
         yield chunk
 
 
-async def _read_multipart(
-    request: Request, chunks: AsyncGenerator[bytes, None], form: Form, max_pictures: int
-) -> Body:
+async def parsed_form(
+    request: Request, chunks: AsyncGenerator[bytes, None], *, max_files: int
+) -> FormData:
+    """A multipart body; the caller closes it.
+
+    Raises:
+        ProblemError: 400, it is malformed.
+    """
     parser = MultiPartParser(
         request.headers,
         chunks,
-        max_files=max_pictures,
+        max_files=max_files,
         max_fields=MAX_FIELDS,
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        given = await parser.parse()
+        return await parser.parse()
     except MultiPartException as error:
         raise ProblemError(400, f"The multipart body is malformed: {error.message}") from None
     except ValueError as error:  # the parser beneath has kinds of its own
         raise ProblemError(400, f"The multipart body is malformed: {error}") from None
+
+
+def form_fields(
+    form: FormData, file: str, *, lists: Sequence[str], several_files: bool = False
+) -> dict[str, Any]:
+    """Values of a form by name; lists for the fields that are lists.
+
+    Args:
+        form: from `parsed_form`.
+        file: the field of the file, which is left out.
+        lists: fields that may be given several times.
+        several_files: whether the file may be, too.
+
+    Raises:
+        ProblemError: 422, a field is given several times that may not be.
+    """
+    fields: dict[str, Any] = {}
+    repeated = (*lists, file) if several_files else tuple(lists)
+    for name in form.keys():
+        values = form.getlist(name)
+        if len(values) > 1 and name not in repeated:
+            raise ProblemError(422, f"{name[:60]}: given {len(values)} times; give it once.", name)
+        if name != file:
+            fields[name] = tuple(values) if name in lists else values[0]
+    return fields
+
+
+async def _read_multipart(
+    request: Request, chunks: AsyncGenerator[bytes, None], form: Form, max_pictures: int
+) -> Body:
+    given = await parsed_form(request, chunks, max_files=max_pictures)
     try:
-        options = form.options.model_validate(_form_fields(given))
+        fields = form_fields(given, "image", lists=LISTS, several_files=True)
+        options = form.options.model_validate(fields)
         files = [file for file in given.getlist("image") if isinstance(file, UploadFile)]
         if not files or len(files) < len(given.getlist("image")):
             raise ProblemError(422, "image: give pictures as files of this name.", "image")
         return Body(tuple([await file.read() for file in files]), options, len(files) > 1)
     finally:
         await given.close()
-
-
-def _form_fields(form: FormData) -> dict[str, Any]:
-    """Values by name, the pictures left out; lists for the fields that are lists."""
-    fields: dict[str, Any] = {}
-    for name in form.keys():
-        values = form.getlist(name)
-        if len(values) > 1 and name not in (*LISTS, "image"):
-            raise ProblemError(422, f"{name[:60]}: given {len(values)} times; give it once.", name)
-        if name != "image":
-            fields[name] = tuple(values) if name in LISTS else values[0]
-    return fields
 
 
 def _read_json(body: bytes, form: Form, max_pictures: int) -> Body:

@@ -6,7 +6,6 @@ goes to the others. So fifty small requests do not wait for a big one, nor it fo
 """
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -32,8 +31,6 @@ PICTURES_AT_ONCE = 8
 """Pictures that pass the backbone between two turns, at most."""
 MEMORY = 0.8
 """Weight of earlier turns in the measured rate."""
-
-logger = logging.getLogger("ray.serve")
 
 
 class BusyError(Exception):
@@ -185,7 +182,7 @@ class Desk:
         assert new or taken, "jobs that nothing can be done for"
         if taken:
             began = time.monotonic()
-            rows = sum(part.stop - part.start for _, parts in taken for part in parts)
+            rows = sum(part.size for _, parts in taken for part in parts)
             with metrics.timed("translate"):
                 await loop.run_in_executor(self._thread, _read, taken)
             metrics.batched(rows, self.turn_locations)
@@ -214,7 +211,7 @@ class Desk:
                     metrics.spent("queue", time.monotonic() - job.came)
                 job.turn = self._turn
                 parts = job.draft.take(min(share, room))
-                count = sum(rows.stop - rows.start for rows in parts)
+                count = sum(rows.size for rows in parts)
                 if count:
                     taken.append((job, parts))
                 job.rows, share, room = job.draft.waiting, share - count, room - count
