@@ -30,8 +30,8 @@ from serve.settings import Settings
 
 OPEN = ("", "/", "/healthz", "/openapi.json", "/docs")
 """Paths that need no key: probes of orchestrators, the API's description, and the page."""
-OPEN_FOLDER = "/page/"
-"""The page's own files."""
+OPEN_FOLDERS = ("/page/", "/docs/files/")
+"""The page's own files, and those of the API's description."""
 REQUEST_ID = "x-request-id"
 SANE_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 """Ids of clients that are taken over; any other is replaced."""
@@ -79,7 +79,7 @@ def admitted(scope: Scope, keys: Keys) -> str | None:
 
 def is_open(path: str) -> bool:
     """Whether a path, as routes have it, needs no key."""
-    return path in OPEN or path.startswith(OPEN_FOLDER)
+    return path in OPEN or path.startswith(OPEN_FOLDERS)
 
 
 def check_origin(headers: Headers) -> None:

@@ -20,6 +20,7 @@ import ray.serve.config
 import ray.serve.exceptions
 import ray.serve.handle
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from serve.access import add_access, logging_of
 from serve.auditing import add_audit_routes
@@ -133,11 +134,12 @@ class Ingress:
 
 def build_api(ingress: Ingress) -> FastAPI:
     """The routes, their documentation, and their errors."""
-    api = FastAPI(
+    api = FastAPIOffline(  # `/docs` as FastAPI has it, its files from here and not from the web
         title="DeViL",
         version=API_VERSION,
         description="What each layer of a vision model holds at each location, in words.",
         redoc_url=None,
+        static_url="/docs/files",
     )
     explaining = Explaining(ingress.settings, ingress.models, ingress.kept, ingress.ask)
     add_explaining_routes(api, explaining)

@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
-from serve import audit_folder
+from serve import audit_folder, metrics
 from serve.audit_body import AuditBody, read_audit_body
 from serve.audit_maker import AuditMaker
 from serve.audit_openapi import LIST_PARAMETERS, described, request_body
@@ -31,6 +31,8 @@ STOP_SECONDS = 30.0
 """How long a deletion waits for the job to stop; Ray kills it after three."""
 RESUME_SECONDS = 5.0
 RESUME_TRIES = 60
+REPORT_SECONDS = 10.0
+"""As often as Ray hands figures on."""
 POLICY = re.compile(r'http-equiv="Content-Security-Policy" content="([\w \'\-:;+/=]+)"')
 POLICY_BYTES = 2000
 """The report's policy stands in its first lines."""
@@ -161,6 +163,17 @@ class Auditing:
                 return
         logger.warning("audits of an earlier cluster are not resumed: there is no job server")
 
+    async def report(self) -> None:
+        """Keep the figure of audits by state up to date."""
+        while True:
+            try:
+                metrics.audited(await asyncio.to_thread(self.audits.counts))
+            except JobServerError as error:
+                logger.debug("audits are not counted: %s", error)
+            except Exception:
+                logger.exception("audits cannot be counted")
+            await asyncio.sleep(REPORT_SECONDS)
+
     def _go_on_now(self) -> None:
         self.audits.sweep()
         if not any(self.audits.names()):
@@ -207,10 +220,11 @@ def add_audit_routes(api: FastAPI, settings: Settings) -> Auditing:
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
-        going_on = asyncio.create_task(auditing.go_on())
+        tasks = [asyncio.create_task(work) for work in (auditing.go_on(), auditing.report())]
         async with outer(app) as state:
             yield state
-        going_on.cancel()
+        for task in tasks:
+            task.cancel()
 
     api.router.lifespan_context = lifespan
     return auditing

@@ -11,13 +11,16 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import serve
 from serve.audit_folder import REQUEST, Attempt, AuditFolder, End, Request
-from serve.audit_schemas import AuditDocument, AuditOptions
+from serve.audit_schemas import AuditDocument, AuditOptions, State
 from serve.jobs import Job, Jobs
 
 ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
@@ -125,9 +128,18 @@ class Audits:
             folder.write_end(attempt.number, end := _end_of(job))
         return end
 
+    def counts(self) -> Counter[str]:
+        """How many audits are in each state."""
+        found = Counter(dict.fromkeys(get_args(State), 0))
+        for name in self.names():
+            with suppress(UnknownAuditError, FileNotFoundError):  # removed this moment
+                found[self.state(name).state] += 1
+        return found
+
     def active(self) -> int:
         """How many audits have a job that has not ended."""
-        return sum(self.state(name).state in ("queued", "running") for name in self.names())
+        counts = self.counts()
+        return counts["queued"] + counts["running"]
 
     def lost(self) -> list[str]:
         """Audits whose jobs went away with their cluster, and that another try may help."""

@@ -4,6 +4,8 @@ import asyncio
 import base64
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -125,7 +127,11 @@ def test_health_and_unknown_routes(client: httpx.Client) -> None:
 
 
 def test_openapi_document(client: httpx.Client) -> None:
-    assert "swagger" in client.get("/docs").text
+    documentation = client.get("/docs").text
+    assert "://" not in documentation.replace("window.location.protocol + '//'", "")
+    files = set(re.findall(r'(?:src|href)="(/docs/files/[^"]+)"', documentation))
+    assert {Path(name).name for name in files} >= {"swagger-ui-bundle.js", "swagger-ui.css"}
+    assert all(client.get(name).status_code == 200 for name in files)
     document = client.get("/openapi.json").json()
     explain = document["paths"][PATH]["post"]
     statuses = {"200", "400", "401", "403", "408", "413", "415", "422", "429", "500", "503"}

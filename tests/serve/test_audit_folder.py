@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from devil.audit_parts import Part
 from serve.audit_checks import check_options, check_pictures, read_model_facts
 from serve.audit_folder import PLAN, REPORT, Attempt, AuditFolder, End, Request
-from serve.audit_schemas import AuditDocument, AuditOptions
+from serve.audit_schemas import AuditDocument, AuditOptions, State
 from serve.auditing import CLOSED, _policy
 from serve.audits import ID, Audits, UnknownAuditError, new_id
 from serve.jobs import Jobs, JobServerError
@@ -142,6 +143,8 @@ def test_an_end_is_that_of_the_last_attempt(folder: AuditFolder, audits: Audits)
     assert AuditDocument.model_validate_json(document.model_dump_json()) == document
     assert audits.document(name, results=False).results is None
     assert audits.lost() == [] and audits.active() == 0
+    states = dict.fromkeys(get_args(State), 0)
+    assert audits.counts() == {**states, "finished": 1}
     folder.cancel()
     assert audits.state(name).state == "cancelled" and audits.cancelled() == [name]
     assert audits.delete(name, 1)
