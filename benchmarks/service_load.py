@@ -4,8 +4,9 @@
 
 Needs the public load generator `hey` (Debian's package of that name). A small real model is trained
 first (three shards of photos, some hundred steps), unless `--model` names one. Then the same photos
-are captioned at every location of the last layer: by the library in one process; over HTTP, by as
-many clients as keep it busy; by `hey` at half of that rate; and at ten times of it. Figures go to
+are captioned at every location of the last layer: by the library in one process, before and after
+the rest; over HTTP, by as many clients as keep it busy; by `hey` at half of that rate; and at ten
+times of it. While the rate is measured nobody is refused. Figures go to
 `benchmarks/results/service-load.json`.
 """
 
@@ -48,7 +49,11 @@ from serve.settings import Settings
 
 LAYER, TOKENS = "blocks.11", 20
 CLIENTS = 8
-"""Requests at once while the rate is measured."""
+"""Requests at once while the rate is measured; and pictures at once in the library."""
+WARM = 24
+"""Pictures before any rate is measured: sizes of batches that are new take longer."""
+WORKERS = 8
+"""Connections of the load beyond what can be carried. They send in step, all at once."""
 
 logger = logging.getLogger("service")
 
@@ -65,9 +70,9 @@ class LoadOptions:
     """How long each load lasts."""
     overload: float = 10.0
     """Times the measured rate."""
-    max_wait_seconds: float = 1.0
-    """Setting of the service: a request that others would delay for longer is refused."""
-    turn_locations: int = 384
+    max_wait_seconds: float = 0.5
+    """Setting of the service under `hey`: what others would delay for longer is refused."""
+    turn_locations: int = 768
     """Setting of the service: locations read at once."""
     steps: int = 200
     """Steps of training, where a model is trained."""
@@ -88,9 +93,10 @@ def load(options: LoadOptions) -> dict[str, Any]:
         start_ray()
         model = options.model or small_model(Path(folder), options.steps)
         photos = some_photos(options.photos)
-        offline = ray.get(_offline.remote(model, photos))
-        logger.info("library: %.1f locations/s", offline)
+        rates = [_library(model, photos)]
         found = _served(options, model, photos, Path(folder))
+        rates.append(_library(model, photos))  # again, for machines are not steady
+        offline = statistics.mean(rates)
     found = {
         "machine": describe_machine(),
         "settings": {
@@ -99,7 +105,7 @@ def load(options: LoadOptions) -> dict[str, Any]:
             "turn_locations": options.turn_locations,
             "max_wait_seconds": options.max_wait_seconds,
         },
-        "offline_locations_per_second": round(offline, 1),
+        "offline_locations_per_second": [round(rate, 1) for rate in rates],
         "served_share_of_offline": round(found["served_locations_per_second"] / offline, 3),
         **found,
     }
@@ -128,6 +134,12 @@ def some_photos(count: int) -> list[bytes]:
     return list(itertools.islice(samples, count))
 
 
+def _library(model: str, photos: Sequence[bytes]) -> float:
+    rate = ray.get(_offline.remote(model, photos))
+    logger.info("library: %.1f locations/s", rate)
+    return rate
+
+
 @ray.remote(num_cpus=1)
 def _offline(model: str, photos: Sequence[bytes]) -> float:
     """Locations a second of the library, in a process like the service's."""
@@ -139,18 +151,17 @@ def _offline(model: str, photos: Sequence[bytes]) -> float:
 
     torch.set_num_threads(os.cpu_count() or 1)
     loaded = DeViL.from_pretrained(model)
-    rates = []
-    for start in (0, *range(0, len(photos), 8)):
-        began = time.perf_counter()
-        found = explain_images(
-            loaded,
-            photos[start : start + 8],
-            layers=[LAYER],
-            decoding=DecodingConfig(max_new_tokens=TOKENS),
-        )
-        locations = sum(math.prod(e.layers[LAYER].grid) for e in found)
-        rates.append(locations / (time.perf_counter() - began))
-    return statistics.median(rates[1:])  # the first warms up
+    decoding = DecodingConfig(max_new_tokens=TOKENS)
+
+    def locations(some: Sequence[bytes]) -> int:
+        found = explain_images(loaded, some, layers=[LAYER], decoding=decoding)
+        return sum(math.prod(e.layers[LAYER].grid) for e in found)
+
+    groups = [photos[i : i + CLIENTS] for i in range(0, len(photos), CLIENTS)]
+    for group in groups[: WARM // CLIENTS]:
+        locations(group)
+    began = time.perf_counter()
+    return sum(map(locations, groups)) / (time.perf_counter() - began)
 
 
 def _served(
@@ -173,7 +184,8 @@ def _served(
     loads, memory = {}, {}
     for name, share in (("half", 0.5), ("overload", options.overload)):
         memory[name] = _memory()
-        loads[name] = hey(address, body, rate["requests"] * share, options.seconds)
+        workers = 1 if share < 1 else WORKERS
+        loads[name] = hey(address, body, rate["requests"] * share, options.seconds, workers)
         logger.info("%s: %s", name, loads[name])
     memory["after"] = _memory()
     ray.serve.shutdown()
@@ -193,7 +205,7 @@ def _request(photo: bytes) -> dict[str, Any]:
 
 async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
     """Locations and requests a second with `CLIENTS` requests open at all times."""
-    waiting = iter([*photos[:CLIENTS], *photos, *photos])
+    waiting = iter([*photos[:WARM], *photos, *photos])
     done: list[tuple[float, int]] = []
 
     async def ask(client: httpx.AsyncClient) -> None:
@@ -204,7 +216,7 @@ async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
 
     async with httpx.AsyncClient(base_url=address, timeout=600) as client:
         await asyncio.gather(*(ask(client) for _ in range(CLIENTS)))
-    done = done[CLIENTS - 1 :]  # from the end of the first ones, which warm up
+    done = done[WARM - 1 : -CLIENTS]  # while all clients are busy
     seconds = done[-1][0] - done[0][0]
     return {
         "locations": sum(n for _, n in done[1:]) / seconds,
@@ -212,9 +224,8 @@ async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
     }
 
 
-def hey(address: str, body: Path, rate: float, seconds: float) -> dict[str, Any]:
+def hey(address: str, body: Path, rate: float, seconds: float, workers: int) -> dict[str, Any]:
     """Send requests at a rate, whatever becomes of them; statuses, and seconds of the accepted."""
-    workers = max(8, round(8 * rate))
     command = ["hey", "-z", f"{seconds:.0f}s", "-c", str(workers), "-q", f"{rate / workers:.6f}"]
     command += ["-m", "POST", "-T", "application/json", "-t", "120", "-o", "csv", "-D", str(body)]
     printed = subprocess.run(

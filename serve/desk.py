@@ -79,9 +79,11 @@ class Desk:
         """
         self.turn_locations, self.max_wait_seconds = turn_locations, max_wait_seconds
         self.rate: float | None = None
-        """Rows read per second, lately."""
+        """Rows read per second, lately; opening pictures counts in."""
         self.started: float | None = None
         """When the step that is running began."""
+        self._rows_read, self._seconds = 0.0, 0.0
+        self._reading = 0
         self._jobs: list[Job] = []
         self._turn = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
@@ -89,13 +91,20 @@ class Desk:
 
     @property
     def waiting(self) -> int:
-        """Rows that are yet to be read."""
+        """Rows that are yet to have their turn."""
         return sum(job.rows for job in self._jobs)
+
+    @property
+    def being_read(self) -> float:
+        """Rows that the turn that is running has yet to read, by the measured rate."""
+        if self.started is None or self.rate is None:
+            return self._reading
+        return max(0.0, self._reading - self.rate * (time.monotonic() - self.started))
 
     async def explain(
         self,
         model: DeViL,
-        picture: Image.Image,
+        picture: Callable[[], Image.Image],
         question: Question,
         *,
         owner: str,
@@ -105,22 +114,25 @@ class Desk:
 
         Args:
             model: answers, to the end, whatever takes its place meanwhile.
-            picture: in RGB.
+            picture: opens it, in RGB; called in a thread, unless the picture is refused.
             question: what is asked.
             owner: pictures of equal owners share one share of the turns.
             max_new_tokens: longest caption.
 
         Raises:
             LayerError, QueryError, ConfigError: it cannot be answered; says why, and what can.
+            ImageError: the picture cannot be opened.
             BusyError: others would delay it for too long.
         """
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
         rows = rows_of(model, asked)
         self._admit(rows, owner)
+        opened = await loop.run_in_executor(None, picture)
+        self._admit(rows, owner)  # others may have come meanwhile
         job = Job(
             model=model,
-            picture=picture,
+            picture=opened,
             asked=asked,
             longest=max_new_tokens,
             owner=owner,
@@ -141,14 +153,14 @@ class Desk:
     def _admit(self, rows: int, owner: str) -> None:
         """Refuse what would wait for too long.
 
-        With equal shares, others delay it by what they have waiting, but each by no more than what
-        it brings itself.
+        It waits for the turn that is running. Then, with equal shares, others delay it by what they
+        have waiting, but each by no more than what it brings itself.
         """
         others: dict[str, int] = {}
         for job in self._jobs:
             others[job.owner] = others.get(job.owner, 0) + job.rows
         own = others.pop(owner, 0)
-        ahead = own + sum(min(left, own + rows) for left in others.values())
+        ahead = self.being_read + own + sum(min(left, own + rows) for left in others.values())
         seconds = ahead / self.rate if self.rate else 0.0
         if ahead and seconds > self.max_wait_seconds:
             raise BusyError(seconds - self.max_wait_seconds)
@@ -165,7 +177,7 @@ class Desk:
                 job.failure = error
             self._close(list(self._jobs))
         finally:
-            self.started = None
+            self.started, self._reading = None, 0
             metrics.waiting(0)
 
     async def _step(self) -> None:
@@ -181,12 +193,12 @@ class Desk:
         taken = self._next_turn()
         assert new or taken, "jobs that nothing can be done for"
         if taken:
-            began = time.monotonic()
-            rows = sum(part.size for _, parts in taken for part in parts)
+            rows = self._reading = sum(part.size for _, parts in taken for part in parts)
             with metrics.timed("translate"):
                 await loop.run_in_executor(self._thread, _read, taken)
             metrics.batched(rows, self.turn_locations)
-            self._measure(rows, began)
+            self._reading = 0
+            self._measure(rows, self.started)
             self._close([job for job, _ in taken])
 
     def _next_turn(self) -> "list[tuple[Job, list[Rows]]]":
@@ -218,8 +230,9 @@ class Desk:
         return taken
 
     def _measure(self, rows: int, began: float) -> None:
-        rate = rows / max(time.monotonic() - began, 1e-6)
-        self.rate = rate if self.rate is None else MEMORY * self.rate + (1 - MEMORY) * rate
+        self._rows_read = MEMORY * self._rows_read + rows
+        self._seconds = MEMORY * self._seconds + max(time.monotonic() - began, 1e-6)
+        self.rate = self._rows_read / self._seconds
 
     def _close(self, jobs: Sequence[Job]) -> None:
         """Hand over what is finished or has failed."""

@@ -74,6 +74,11 @@ def chosen_device(name: str) -> str:
     return "cuda" if found and name != "cpu" else "cpu"
 
 
+def blank() -> Image.Image:
+    """A picture that shows nothing."""
+    return Image.new("RGB", (32, 32))
+
+
 class Explainer:
     """A copy: loads models, and explains the pictures of concurrent requests together."""
 
@@ -115,24 +120,24 @@ class Explainer:
         """
         model: DeViL | None = None
         try:
-            limit = self.settings.max_pixels
-            with metrics.timed("decode"):
-                picture = await asyncio.to_thread(open_image, image, max_pixels=limit)
             model = await self._model(model_id)
             question, longest = options.question(), options.max_new_tokens
             explanation = await self.desk.explain(
-                model, picture, question, owner=owner, max_new_tokens=longest
+                model, lambda: self._opened(image), question, owner=owner, max_new_tokens=longest
             )
             with metrics.timed("render"):
                 return await asyncio.to_thread(lambda: explanation.to_json().encode())
         except Exception as error:
             return refusal_of(error, model)
 
+    def _opened(self, image: bytes) -> Image.Image:
+        with metrics.timed("decode"):
+            return open_image(image, max_pixels=self.settings.max_pixels)
+
     async def probe(self) -> None:
         """Explain a blank picture with a model that is loaded, in a share of its own."""
         model = self._recent.model if self._recent else await self._model(self._default)
         question = Question(layers=model.layers[-1:], dense=False)
-        blank = Image.new("RGB", (32, 32))
         try:
             await self.desk.explain(
                 model, blank, question, owner=secrets.token_hex(8), max_new_tokens=1

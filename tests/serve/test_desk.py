@@ -28,7 +28,8 @@ def desk(turn: int = 8, wait: float = 1000.0) -> Desk:
 def ask(
     desk: Desk, model: DeViL, image: Image.Image, owner: str, **question: Any
 ) -> Coroutine[Any, Any, Explanation]:
-    return desk.explain(model, image, Question(**question), owner=owner, max_new_tokens=TOKENS)
+    asked = Question(**question)
+    return desk.explain(model, lambda: image, asked, owner=owner, max_new_tokens=TOKENS)
 
 
 def texts(found: Explanation) -> list[Any]:
@@ -131,7 +132,7 @@ def test_errors_stay_with_their_picture(model: DeViL) -> None:
             ask(one, model, RED, "a", layers=("layer4",)),
             ask(one, model, white, "b", layers=("layer4",)),
             ask(one, model, RED, "c", layers=("layer9",)),
-            one.explain(model, RED, Question(), owner="d", max_new_tokens=200),
+            one.explain(model, lambda: RED, Question(), owner="d", max_new_tokens=200),
             ask(one, model, BLUE, "e", layers=("layer4",)),
             return_exceptions=True,
         )
@@ -157,6 +158,8 @@ def test_what_would_wait_too_long_is_refused(model: DeViL, monkeypatch: pytest.M
         with pytest.raises(BusyError) as refused:
             await ask(one, model, BLUE, "late")
         assert 0 < refused.value.seconds <= 0.5
+        with pytest.raises(BusyError):  # before it is opened
+            await one.explain(model, lambda: pytest.fail("opened"), Question(), owner="late")
         # Others delay a small one by no more than what it brings itself.
         await ask(one, model, BLUE, "small", layers=("layer4",), points=((0.1, 0.1),))
         assert not any(task.done() for task in big)
