@@ -48,8 +48,10 @@ from serve.app import app
 from serve.settings import Settings
 
 LAYER, TOKENS = "blocks.11", 20
+TOGETHER = 8
+"""Pictures at once in the library."""
 CLIENTS = 8
-"""Requests at once while the rate is measured; and pictures at once in the library."""
+"""Requests at once while the rate is measured."""
 WARM = 24
 """Pictures before any rate is measured: sizes of batches that are new take longer."""
 WORKERS = 8
@@ -157,8 +159,8 @@ def _offline(model: str, photos: Sequence[bytes]) -> float:
         found = explain_images(loaded, some, layers=[LAYER], decoding=decoding)
         return sum(math.prod(e.layers[LAYER].grid) for e in found)
 
-    groups = [photos[i : i + CLIENTS] for i in range(0, len(photos), CLIENTS)]
-    for group in groups[: WARM // CLIENTS]:
+    groups = [photos[i : i + TOGETHER] for i in range(0, len(photos), TOGETHER)]
+    for group in groups[: WARM // TOGETHER]:
         locations(group)
     began = time.perf_counter()
     return sum(map(locations, groups)) / (time.perf_counter() - began)

@@ -88,7 +88,10 @@ class Draft:
             source: a name for the picture.
         """
         assert model.backbone is not None
-        self.model, self.asked, self.picture, self.source = model, asked, picture, source
+        self.model, self.asked, self.source = model, asked, source
+        self.size = picture.size
+        self.picture: Image.Image | None = picture
+        """For the explanation alone; may be taken away, for pictures are large."""
         self.region = model.backbone.transform.region(picture.size)
         self.grids: dict[str, tuple[int, int]] = {}
         self.blocks = tuple(self._blocks(features))
@@ -133,7 +136,7 @@ class Draft:
 
     def _cell(self, point: tuple[float, float], grid: tuple[int, int]) -> int:
         left, top, right, bottom = self.region
-        (x, y), (width, height) = point, self.picture.size
+        (x, y), (width, height) = point, self.size
         row = int((y * height - top) / (bottom - top) * grid[0])
         column = int((x * width - left) / (right - left) * grid[1])
         row, column = min(max(row, 0), grid[0] - 1), min(max(column, 0), grid[1] - 1)
@@ -199,7 +202,7 @@ class Draft:
         assert self.finished, (self._left, self.rows)
         question = self.asked.question
         return Explanation(
-            image_size=self.picture.size,
+            image_size=self.size,
             region=self.region,
             layers={layer: self._layer(layer) for layer in self.asked.layers},
             queries=question.queries,

@@ -41,6 +41,7 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "v
 LONGEST_KEY = 256
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
@@ -284,8 +285,10 @@ def _describe(document: dict[str, Any]) -> None:
     scheme = {"type": "http", "scheme": "bearer", "description": "An API key, if keys are set."}
     document["components"]["securitySchemes"] = {"key": scheme}
     denials = {str(status): it for status, it in problem_responses(401, 403).items()}
+    busy = {str(status): it for status, it in problem_responses(408, 429, 503).items()}
     for path, operations in document["paths"].items():
-        if not is_open(path):
-            for operation in operations.values():
+        for operation in operations.values():
+            operation["responses"] = busy | operation["responses"]  # of Ray's proxy
+            if not is_open(path):
                 operation["security"] = [{"key": []}, {}]
                 operation["responses"] = denials | operation["responses"]

@@ -40,6 +40,8 @@ DRAIN_SECONDS = 10.0
 NOT_READY = "The model is not ready to answer; try again later."
 PROBE_SECONDS = 5.0
 """How long a health check waits for the explainer."""
+HEALTH_SECONDS = 0.5
+"""How long its answer holds: everyone may ask, and each time the model works."""
 LOST = (
     ray.serve.exceptions.DeploymentUnavailableError,
     ray.serve.exceptions.ReplicaUnavailableError,
@@ -61,12 +63,16 @@ class Ingress:
         self.kept = Kept(settings.state, settings.keep_explanations)
         self._explaining = 0
         self._answered = float("-inf")
+        self._health: asyncio.Task[Health] | None = None
+        self._health_until = float("-inf")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self)
 
-    async def ask(self, model: str, image: bytes, options: Options, owner: str) -> bytes | Refusal:
-        """Have a picture explained; see `serve.explainer.Explainer.explain`.
+    async def ask(
+        self, model: str, image: bytes, options: Options, owner: str, seconds: float
+    ) -> bytes | Refusal:
+        """Have a picture explained within so many seconds; see `Explainer.explain`.
 
         Raises:
             ProblemError: 429 if the queue is full; 503 if the time is over, or the explainer gone.
@@ -75,7 +81,7 @@ class Ingress:
         try:
             handle = self.explainer.options(multiplexed_model_id=model)
             response = handle.explain.remote(model, image, options, owner)
-            return await self._answer(response, self.settings.timeout_seconds)
+            return await self._answer(response, seconds)
         finally:
             self._explaining -= 1
 
@@ -95,10 +101,22 @@ class Ingress:
         return await asyncio.to_thread(describe, model, self.models[model], default=default)
 
     async def health(self) -> Health:
-        """Answer `GET /healthz`.
+        """Answer `GET /healthz`; those who ask at about the same time share one answer."""
+        if self._health is None or time.monotonic() > self._health_until:
+            self._health = asyncio.create_task(self._look())
+            self._health_until = float("inf")
+            self._health.add_done_callback(self._looked)
+        return await asyncio.shield(self._health)
 
-        An explainer that does not answer in time, but did so within the time that the longest
-        request may take, is busy.
+    def _looked(self, task: "asyncio.Task[Health]") -> None:
+        self._health_until = time.monotonic() + HEALTH_SECONDS
+        task.cancelled() or task.exception()  # known, also if nobody waits for it any more
+
+    async def _look(self) -> Health:
+        """Ask the explainer.
+
+        One that does not answer in time, but did so within the time that the longest request may
+        take, is busy.
         """
         try:
             await self._answer(self.explainer.probe.remote(), PROBE_SECONDS)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import fsspec
 
@@ -148,8 +149,8 @@ class AuditFolder:
         finished = state == "finished" and (self.output / REPORT).is_file()
         return Results(
             report=f"{base}/{REPORT}" if finished else None,
-            parts=[f"{base}/{name}" for name in self.part_names()],
-            errors=[f"{base}/{ERRORS}/{name}" for name in self.part_names(ERRORS)],
+            parts=[f"{base}/{quote(name)}" for name in self.part_names()],
+            errors=[f"{base}/{ERRORS}/{quote(name)}" for name in self.part_names(ERRORS)],
         )
 
     def result(self, name: str) -> Path | None:

@@ -23,7 +23,7 @@ PROBLEMS: dict[tuple[str, str], tuple[int, ...]] = {
     ("POST", ""): (400, 403, 408, 413, 415, 422, 429, 500, 503),
     ("GET", ""): (422, 500, 503),
     ("GET", "/{audit}"): (404, 500, 503),
-    ("POST", "/{audit}/resume"): (404, 409, 500, 503),
+    ("POST", "/{audit}/resume"): (404, 409, 429, 500, 503),
     ("DELETE", "/{audit}"): (404, 409, 500, 503),
     ("GET", "/{audit}/files/{name:path}"): (404, 500),
 }

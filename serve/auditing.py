@@ -6,9 +6,11 @@ application starts.
 """
 
 import asyncio
+import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +43,9 @@ SANDBOX = "frame-ancestors 'none'; sandbox allow-scripts"
 """The report's script may draw; it has no origin, so it can ask nothing of this server."""
 PARQUET = "application/vnd.apache.parquet"
 
+THREADS = ThreadPoolExecutor(16, "audits")
+"""Of audits alone: explanations do not wait for a job server, or for an archive's unpacking."""
+
 Result = TypeVar("Result")
 logger = logging.getLogger("ray.serve")
 
@@ -58,18 +63,22 @@ class Auditing:
     async def create(self, request: Request, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits`."""
         await _thread(self.audits.jobs.check)  # before a long upload
-        if await _thread(self.audits.active) >= self.settings.max_audits:
-            raise ProblemError(429, "Too many audits are running; try again later.")
+        await self._check_room()
         if self._uploads >= self.settings.max_uploads:
             raise ProblemError(429, "Too many uploads are coming in; try again later.")
         self._uploads += 1
         try:
             body = await self._body(request)
+            await self._check_room()  # an upload takes its time
             name = await self._make(body)
         finally:
             self._uploads -= 1
         response.headers["Location"] = f"/v1/audits/{name}"
         return await _thread(self.audits.document, name)
+
+    async def _check_room(self) -> None:
+        if await _thread(self.audits.active) >= self.settings.max_audits:
+            raise ProblemError(429, "Too many audits are running; try again later.")
 
     async def _body(self, request: Request) -> AuditBody:
         seconds = self.settings.upload_seconds
@@ -106,6 +115,8 @@ class Auditing:
                 found.append(self.audits.document(name, results=False))
             except (UnknownAuditError, FileNotFoundError):  # removed this moment
                 continue
+            except (ValueError, TypeError, KeyError):
+                logger.exception("audit %s is damaged", name)
         return found
 
     async def show(self, audit: str) -> AuditDocument:
@@ -129,6 +140,7 @@ class Auditing:
             state = (await _thread(self.audits.state, audit)).state
             if state not in ("stopped", "failed"):
                 raise ProblemError(409, f"The audit is {state}; only stopped or failed ones go on.")
+            await self._check_room()
             await _thread(self.audits.start, audit)
         response.headers["Location"] = f"/v1/audits/{audit}"
         return await _thread(self.audits.document, audit)
@@ -167,9 +179,9 @@ class Auditing:
         """Keep the figure of audits by state up to date."""
         while True:
             try:
-                metrics.audited(await asyncio.to_thread(self.audits.counts))
-            except JobServerError as error:
-                logger.debug("audits are not counted: %s", error)
+                metrics.audited(await _thread(self.audits.counts))
+            except ProblemError as problem:
+                logger.debug("audits are not counted: %s", problem)
             except Exception:
                 logger.exception("audits cannot be counted")
             await asyncio.sleep(REPORT_SECONDS)
@@ -182,8 +194,9 @@ class Auditing:
         for name in self.audits.cancelled():
             self.audits.delete(name, STOP_SECONDS)
         for name in self.audits.lost() if self.settings.resume_audits else ():
-            logger.info("audit %s goes on", name)
-            self.audits.start(name, by_itself=True)
+            if name not in self._changing and self.audits.is_lost(name):  # still
+                logger.info("audit %s goes on", name)
+                self.audits.start(name, by_itself=True)
 
 
 def _policy(report: Path) -> str:
@@ -200,7 +213,8 @@ async def _thread(function: Callable[..., Result], *arguments: Any) -> Result:
         ProblemError: 404, there is no such audit; 503, no job server answers.
     """
     try:
-        return await asyncio.to_thread(function, *arguments)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(THREADS, functools.partial(function, *arguments))
     except (UnknownAuditError, FileNotFoundError):
         raise ProblemError(404, "There is no such audit.") from None
     except JobServerError as error:

@@ -4,6 +4,7 @@ A job (`serve.audit_job`) is independent of the application; its state is that o
 where the folder does not tell, what Ray's job server knows of it.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -31,6 +32,8 @@ FRUITLESS = 3
 """So often is an audit resumed by itself without one more part coming out."""
 POLL_SECONDS = 0.2
 KILLED = "The job was killed, or failed before it could say why; resume it, or see its log."
+
+logger = logging.getLogger("ray.serve")
 
 
 class UnknownAuditError(LookupError):
@@ -133,8 +136,16 @@ class Audits:
         found = Counter(dict.fromkeys(get_args(State), 0))
         for name in self.names():
             with suppress(UnknownAuditError, FileNotFoundError):  # removed this moment
-                found[self.state(name).state] += 1
+                found[self._state_of(name).state] += 1
         return found
+
+    def _state_of(self, name: str) -> End:
+        """Its state; failed where its files are damaged, so that it does not stop the others."""
+        try:
+            return self.state(name)
+        except (ValueError, TypeError, KeyError):
+            logger.exception("audit %s is damaged", name)
+            return End("failed", "its files are damaged")
 
     def active(self) -> int:
         """How many audits have a job that has not ended."""
@@ -143,12 +154,17 @@ class Audits:
 
     def lost(self) -> list[str]:
         """Audits whose jobs went away with their cluster, and that another try may help."""
-        return [name for name in self.names() if self._is_lost(name)]
+        return [name for name in self.names() if self.is_lost(name)]
 
-    def _is_lost(self, name: str) -> bool:
+    def is_lost(self, name: str) -> bool:
+        """Whether this is one of them."""
         folder = self.folder(name)
-        attempt = folder.attempt()
-        if folder.cancelled or folder.end():
+        try:
+            attempt = folder.attempt()
+            if folder.cancelled or folder.end():
+                return False
+        except (ValueError, TypeError, KeyError):
+            logger.exception("audit %s is damaged", name)
             return False
         if attempt is None:
             return True

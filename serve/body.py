@@ -28,7 +28,8 @@ from serve.schemas import (
 MULTIPART, JSON = "multipart/form-data", "application/json"
 LISTS = ("layers", "queries", "points")
 """Form fields that may be given several times."""
-MAX_FIELDS = 400
+MAX_FIELDS = 1500
+"""More than all that the lists may hold."""
 MAX_FIELD_BYTES = 16_384
 """Of one form field that is not a file."""
 

@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 
 from devil.config import DecodingConfig
@@ -29,6 +30,10 @@ MOST_WAITING = 100_000
 """Rows that wait at most, however fast they are read: their features take memory."""
 PICTURES_AT_ONCE = 8
 """Pictures that pass the backbone between two turns, at most."""
+OPEN_AT_ONCE = 2 * PICTURES_AT_ONCE
+"""Decoded pictures that wait for the backbone, at most: each may have 100 million pixels."""
+STRETCH = 1.25
+"""A turn takes so many times its rows if nothing is left over then: few rows are read slowly."""
 MEMORY = 0.8
 """Weight of earlier turns in the measured rate."""
 
@@ -47,7 +52,6 @@ class Job:
     """A picture that is waiting or being read."""
 
     model: DeViL
-    picture: Image.Image
     asked: Asked
     longest: int
     owner: str
@@ -56,7 +60,11 @@ class Job:
     done: asyncio.Future[Explanation]
     came: float
     turn: int
-    """The last turn that it had a share in."""
+    """The last turn of its kind."""
+    picture: Image.Image | None = None
+    """There from its decoding to its features, for pictures are large."""
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Its picture is no longer needed."""
     draft: Draft | None = None
     explanation: Explanation | None = None
     failure: Exception | None = None
@@ -64,7 +72,17 @@ class Job:
     @property
     def kind(self) -> Hashable:
         """Jobs of equal kinds can be read together."""
-        return id(self.model), self.asked.plan.queries, self.longest
+        return kind_of(self.model, self.asked, self.longest)
+
+    @property
+    def ready(self) -> bool:
+        """Whether something can be done for it."""
+        return self.picture is not None or self.draft is not None
+
+
+def kind_of(model: DeViL, asked: Asked, longest: int) -> Hashable:
+    """Rows of equal kinds can be read together."""
+    return id(model), asked.plan.queries, longest
 
 
 class Desk:
@@ -85,8 +103,12 @@ class Desk:
         self._rows_read, self._seconds = 0.0, 0.0
         self._reading = 0
         self._jobs: list[Job] = []
+        self._pictures = asyncio.Semaphore(OPEN_AT_ONCE)
         self._turn = 0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
+        # Told in the thread itself, for OpenMP's number of threads is the caller's alone.
+        self._thread = ThreadPoolExecutor(
+            1, "desk", torch.set_num_threads, (torch.get_num_threads(),)
+        )
         self._worker: asyncio.Task[None] | None = None
 
     @property
@@ -127,12 +149,9 @@ class Desk:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
         rows = rows_of(model, asked)
-        self._admit(rows, owner)
-        opened = await loop.run_in_executor(None, picture)
-        self._admit(rows, owner)  # others may have come meanwhile
+        self._admit(kind_of(model, asked, max_new_tokens), rows, owner)
         job = Job(
             model=model,
-            picture=opened,
             asked=asked,
             longest=max_new_tokens,
             owner=owner,
@@ -142,27 +161,37 @@ class Desk:
             turn=self._turn,
         )
         self._jobs.append(job)
-        if self._worker is None or self._worker.done():
-            self._worker = loop.create_task(self._work())
         try:
+            async with self._pictures:
+                job.picture = await loop.run_in_executor(None, picture)
+                if self._worker is None or self._worker.done():
+                    self._worker = loop.create_task(self._work())
+                await job.passed.wait()
             return await job.done
         finally:
             if job in self._jobs:  # given up
                 self._jobs.remove(job)
 
-    def _admit(self, rows: int, owner: str) -> None:
+    def _admit(self, kind: Hashable, rows: int, owner: str) -> None:
         """Refuse what would wait for too long.
 
-        It waits for the turn that is running. Then, with equal shares, others delay it by what they
-        have waiting, but each by no more than what it brings itself.
+        It waits for the turn that is running. Then, with equal shares, others of its kind delay it
+        by what they have waiting, but each by no more than what it brings itself; and other kinds
+        have a turn of theirs between two of its own.
         """
-        others: dict[str, int] = {}
+        same: dict[str, int] = {}
+        kinds: dict[Hashable, int] = {}
         for job in self._jobs:
-            others[job.owner] = others.get(job.owner, 0) + job.rows
-        own = others.pop(owner, 0)
-        ahead = self.being_read + own + sum(min(left, own + rows) for left in others.values())
-        seconds = ahead / self.rate if self.rate else 0.0
-        if ahead and seconds > self.max_wait_seconds:
+            if job.kind == kind:
+                same[job.owner] = same.get(job.owner, 0) + job.rows
+            else:
+                kinds[job.kind] = kinds.get(job.kind, 0) + job.rows
+        own = same.pop(owner, 0)
+        ahead = own + sum(min(left, own + rows) for left in same.values())
+        turns = -(-(ahead + rows) // self.turn_locations)
+        ahead += sum(min(left, turns * self.turn_locations) for left in kinds.values())
+        seconds = (self.being_read + ahead) / self.rate if self.rate else 0.0
+        if seconds > self.max_wait_seconds:
             raise BusyError(seconds - self.max_wait_seconds)
         if ahead and self.waiting + rows > MOST_WAITING:
             raise BusyError(seconds)
@@ -170,11 +199,12 @@ class Desk:
     async def _work(self) -> None:
         """Turn after turn, until nothing is left."""
         try:
-            while self._jobs:
+            while any(job.ready for job in self._jobs):
                 await self._step()
         except Exception as error:  # a fault of ours must not let requests wait for ever
             for job in self._jobs:
                 job.failure = error
+                job.passed.set()
             self._close(list(self._jobs))
         finally:
             self.started, self._reading = None, 0
@@ -185,10 +215,13 @@ class Desk:
         loop = asyncio.get_running_loop()
         self.started = time.monotonic()
         metrics.waiting(self.waiting)
-        new = _in_turns([job for job in self._jobs if job.draft is None])[:PICTURES_AT_ONCE]
+        new = _in_turns([job for job in self._jobs if job.picture is not None])[:PICTURES_AT_ONCE]
         if new:
             with metrics.timed("backbone"):
                 await loop.run_in_executor(self._thread, _open, new)
+            for job in new:
+                job.picture = None
+                job.passed.set()
             self._close(new)
         taken = self._next_turn()
         assert new or taken, "jobs that nothing can be done for"
@@ -214,18 +247,22 @@ class Desk:
                 owners.setdefault(job.owner, []).append(job)
         taken: list[tuple[Job, list[Rows]]] = []
         room = self.turn_locations
+        total = sum(job.rows for own in owners.values() for job in own)
+        if total <= STRETCH * room:
+            room = max(room, total)
         shares = sorted(owners.values(), key=lambda own: sum(job.rows for job in own))
         for left, own in zip(range(len(shares), 0, -1), shares, strict=True):
             share = -(-room // left)
             for job in own:
                 assert job.draft is not None
-                if not job.draft.taken:
-                    metrics.spent("queue", time.monotonic() - job.came)
-                job.turn = self._turn
+                first = not job.draft.taken
                 parts = job.draft.take(min(share, room))
                 count = sum(rows.size for rows in parts)
                 if count:
                     taken.append((job, parts))
+                    if first:
+                        metrics.spent("queue", time.monotonic() - job.came)
+                job.turn = self._turn
                 job.rows, share, room = job.draft.waiting, share - count, room - count
         return taken
 
@@ -259,7 +296,8 @@ def rows_of(model: DeViL, asked: Asked) -> int:
     question, rows = asked.question, 0
     for layer in asked.layers:
         shape = model.shapes[model.layers[-1] if layer == ALL_LAYERS else layer]
-        some = shape.locations if question.everywhere else len(question.points)
+        some = len(question.points)
+        some = shape.locations if question.everywhere else min(some, shape.locations)
         rows += shape.locations if question.queries else some
         rows += question.captions
     return rows
@@ -280,9 +318,11 @@ def _open(jobs: Sequence[Job]) -> None:
     for model in {id(job.model): job.model for job in jobs}.values():
         own = [job for job in jobs if job.model is model]
         try:
-            features = image_features(model, [job.picture for job in own])
-            for i, job in enumerate(own):
-                job.draft = Draft(model, of_picture(features, i), job.picture, job.asked)
+            pictures = [job.picture for job in own if job.picture is not None]
+            features = image_features(model, pictures)
+            for i, (job, picture) in enumerate(zip(own, pictures, strict=True)):
+                job.draft = Draft(model, of_picture(features, i), picture, job.asked)
+                job.draft.picture = None
                 job.rows = job.draft.rows
                 _finish(job)
         except Exception as error:
@@ -312,4 +352,7 @@ def _fail(jobs: Sequence[Job], error: Exception, alone: Callable[[Job], None]) -
 
 def _finish(job: Job) -> None:
     if job.draft is not None and job.draft.finished:
-        job.explanation = job.draft.explanation()
+        try:
+            job.explanation = job.draft.explanation()
+        except Exception as error:  # such as a map that is not finite: of this picture alone
+            job.failure = error

@@ -7,6 +7,7 @@ problem, and no problem of the others.
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
@@ -27,8 +28,11 @@ NDJSON = "application/x-ndjson"
 PICTURES_AT_ONCE = 8
 """Pictures of one request that are with the explainer at once."""
 
-Ask = Callable[[str, bytes, Options, str], Awaitable[bytes | Refusal]]
-"""Model, picture, what is asked, and for whom → the explanation's JSON, or why there is none."""
+Ask = Callable[[str, bytes, Options, str, float], Awaitable[bytes | Refusal]]
+"""Model, picture, what is asked, for whom, and within how many seconds → the explanation's JSON, or
+why there is none."""
+
+logger = logging.getLogger("ray.serve")
 
 
 class Explaining:
@@ -63,13 +67,13 @@ class Explaining:
         accepted = request.headers.get("accept", "")
         if body.several or NDJSON in accepted:
             return StreamingResponse(self._lines(model, body, owner), media_type=NDJSON)
-        answer = await self.ask(model, body.images[0], body.options, owner)
+        answer = await self.ask(model, body.images[0], body.options, owner, seconds)
         if isinstance(answer, Refusal):
             raise ProblemError(*answer)
         headers = {}
         if body.options.keep:
-            name = await asyncio.to_thread(self.kept.keep, answer, body.images[0])
-            headers["Content-Location"] = f"/v1/explanations/{name}"
+            if name := await asyncio.to_thread(self.kept.keep, answer, body.images[0]):
+                headers["Content-Location"] = f"/v1/explanations/{name}"
         return Response(answer, media_type=JSON, headers=headers)
 
     async def _lines(self, model: str, body: Body, owner: str) -> AsyncIterator[bytes]:
@@ -95,13 +99,15 @@ class Explaining:
         except ProblemError as problem:
             answer = problem.refusal
         except Exception:
+            logger.exception("a picture of several failed")
             answer = internal_error()
         if isinstance(answer, Refusal):
             problem = problem_of(answer).model_dump(exclude_none=True)
             return json.dumps({"index": index, "problem": problem}).encode() + b"\n"
         start: dict[str, Any] = {"index": index}
         if body.options.keep:
-            start["id"] = await asyncio.to_thread(self.kept.keep, answer, picture)
+            if name := await asyncio.to_thread(self.kept.keep, answer, picture):
+                start["id"] = name
         return json.dumps(start).encode()[:-1] + b', "explanation": ' + answer + b"}\n"
 
     async def _patiently(
@@ -112,7 +118,7 @@ class Explaining:
         end = loop.time() + self.settings.timeout_seconds
         while True:
             try:
-                answer = await self.ask(model, picture, options, owner)
+                answer = await self.ask(model, picture, options, owner, end - loop.time())
             except ProblemError as problem:
                 answer = problem.refusal
             if not isinstance(answer, Refusal) or answer.status not in (429, 503):

@@ -5,11 +5,14 @@ It is renamed into its place when it is whole. The oldest go when there are too 
 """
 
 import asyncio
+import logging
 import os
 import re
 import secrets
 import shutil
 import tempfile
+import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Literal
@@ -25,9 +28,15 @@ from serve.schemas import ExplanationDocument
 
 FOLDER, DOCUMENT, PICTURE = "explanations", "explanation.json", "picture"
 ID = re.compile(r"[0-9a-f]{32}")
+STALE_SECONDS = 3600
+DRAWN_AT_ONCE = 2
+"""Each is a process."""
+DRAWING_SECONDS = 60.0
 # The page runs the report's own script, and must not act in the service's name.
 SANDBOX = {"Content-Security-Policy": "sandbox allow-scripts", "X-Content-Type-Options": "nosniff"}
 NEVER_CHANGES = {"Cache-Control": "private, max-age=86400, immutable"}
+
+logger = logging.getLogger("ray.serve")
 
 
 class Kept:
@@ -42,19 +51,37 @@ class Kept:
         """
         self.folder, self.most = Path(state) / FOLDER, most
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        for half in self.folder.glob(".new-*"):  # of an application that died
+            if time.time() - half.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(half, ignore_errors=True)
         found = [path for path in self.folder.iterdir() if ID.fullmatch(path.name)]
         self._ids = deque(path.name for path in sorted(found, key=lambda p: p.stat().st_mtime))
 
-    def keep(self, document: bytes, picture: bytes) -> str:
-        """Write an explanation and its picture; returns the id, which cannot be guessed."""
+    def keep(self, document: bytes, picture: bytes) -> str | None:
+        """Write an explanation and its picture.
+
+        Returns:
+            The id, which cannot be guessed; None if nothing is kept, or nothing can be written.
+        """
+        if not self.most:
+            return None
         name = secrets.token_hex(16)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
-        (temporary / DOCUMENT).write_bytes(document)
-        (temporary / PICTURE).write_bytes(picture)
-        os.rename(temporary, self.folder / name)
-        self._ids.append(name)
-        while len(self._ids) > self.most:
-            shutil.rmtree(self.folder / self._ids.popleft(), ignore_errors=True)
+        temporary = self.folder / f".new-{name}"
+        try:
+            temporary.mkdir(mode=0o700)
+            (temporary / DOCUMENT).write_bytes(document)
+            (temporary / PICTURE).write_bytes(picture)
+            os.rename(temporary, self.folder / name)
+        except OSError:
+            logger.exception("an explanation cannot be kept (setting `state`)")
+            shutil.rmtree(temporary, ignore_errors=True)
+            return None
+        with self._lock:
+            self._ids.append(name)
+            gone = [self._ids.popleft() for _ in range(len(self._ids) - self.most)]
+        for old in gone:
+            shutil.rmtree(self.folder / old, ignore_errors=True)
         return name
 
     def find(self, name: str) -> Path:
@@ -65,7 +92,11 @@ class Kept:
         """
         if ID.fullmatch(name) and (self.folder / name / DOCUMENT).is_file():
             return self.folder / name
-        raise ProblemError(
+        raise self.missing()
+
+    def missing(self) -> ProblemError:
+        """What to say where there is none."""
+        return ProblemError(
             404,
             f"no explanation is kept under this id; the last {self.most} are. Ask for it again.",
             "id",
@@ -85,11 +116,19 @@ def _drawn(document: bytes, picture: bytes, kind: Literal["png", "html"]) -> byt
 def add_kept_routes(api: FastAPI, kept: Kept) -> None:
     """`GET /v1/explanations/{id}`, its picture, and the explanation drawn and as a page."""
 
+    at_once = asyncio.Semaphore(DRAWN_AT_ONCE)
+
     async def drawn(name: str, kind: Literal["png", "html"]) -> bytes:
         folder = kept.find(name)
-        document = await asyncio.to_thread((folder / DOCUMENT).read_bytes)
-        picture = await asyncio.to_thread((folder / PICTURE).read_bytes)
-        return await _drawn.remote(document, picture, kind)
+        try:
+            async with asyncio.timeout(DRAWING_SECONDS), at_once:
+                document = await asyncio.to_thread((folder / DOCUMENT).read_bytes)
+                picture = await asyncio.to_thread((folder / PICTURE).read_bytes)
+                return await _drawn.remote(document, picture, kind)
+        except FileNotFoundError:  # it went this moment
+            raise kept.missing() from None
+        except TimeoutError:
+            raise ProblemError(503, "Too many are being drawn; try again later.") from None
 
     async def png(id: str) -> Response:
         return Response(await drawn(id, "png"), media_type="image/png", headers=NEVER_CHANGES)
@@ -107,7 +146,7 @@ def add_kept_routes(api: FastAPI, kept: Kept) -> None:
         path = kept.find(id) / DOCUMENT
         return FileResponse(path, media_type="application/json", headers=NEVER_CHANGES)
 
-    place, missing = "/v1/explanations/{id}", problem_responses(404, 500)
+    place, missing = "/v1/explanations/{id}", problem_responses(404, 500, 503)
     for ending, route, media, summary in (
         (".png", png, "image/png", "A kept explanation, drawn"),
         (".html", html, "text/html", "A kept explanation as a page that needs nothing else"),

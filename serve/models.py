@@ -29,9 +29,9 @@ def served_models(text: str) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, folder = part.rpartition("=")
+        name, folder = _split(part)
         folder = _found(folder)
-        key = name if equals else _recorded_name(folder)
+        key = name or _recorded_name(folder)
         if key in found:
             raise ModelFolderError(
                 f"two models are called {key!r}; call one otherwise: model={key}={folder},NAME=..."
@@ -40,6 +40,16 @@ def served_models(text: str) -> dict[str, str]:
     if not found:
         raise ModelFolderError("no model is given; serve run serve.app:app model=FOLDER.")
     return found
+
+
+def _split(part: str) -> tuple[str, str]:
+    """A name, empty if there is none, and what it names; folders may have `=` in their paths."""
+    marks = [place for place, letter in enumerate(part) if letter == "="]
+    for start in (0, *(place + 1 for place in marks)):
+        if Path(part[start:]).is_dir():
+            return part[: max(start - 1, 0)], part[start:]
+    name, _, folder = part.rpartition("=")
+    return name, folder
 
 
 def _found(model: str) -> str:

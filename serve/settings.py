@@ -32,7 +32,11 @@ class Settings(BaseModel):
         0, ge=0, description="Processor threads of each copy; 0: its share of the machine."
     )
     turn_locations: int = Field(
-        256, ge=1, le=100_000, description="Locations read at once, of all requests together."
+        256,
+        ge=1,
+        le=100_000,
+        description="Locations read at once, of all requests together; a quarter more if nothing is "
+        "left then.",
     )
     max_wait_seconds: float = Field(
         10.0,

@@ -394,6 +394,14 @@ def test_a_picture_that_is_refused_again_and_again_has_an_error() -> None:
     assert [getattr(outcome.error, "status", None) for outcome in found] == [None, 503, None]
 
 
+def test_a_picture_that_is_too_large_has_an_error() -> None:
+    images = [file(picture(8 + i)) for i in range(3)]
+    script = [Reply(body=lines(line(0, 8))), problem(413), Reply(body=lines(line(0, 10)))]
+    with scripted(script) as server, Client(server.address, retry=FAST) as client:
+        found = list(client.explain_many(images, group=1))
+    assert [getattr(outcome.error, "status", None) for outcome in found] == [None, 413, None]
+
+
 def test_groups_are_taken_one_after_the_other() -> None:
     taken = []
 

@@ -28,7 +28,7 @@ RESTART_SECONDS = 60.0
 """An audit is stopped while its service starts again, and goes on by itself soon after."""
 RECORD = "served_audit.json"
 """In the folder of the results: whose they are."""
-FILE_NAME = re.compile(r"(errors/)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+FILE_NAME = re.compile(r"(errors/)?part-[^/\\\x00-\x1f]+\.parquet|index\.html")
 
 
 class AsyncAudits:

@@ -40,6 +40,7 @@ from devil.explanation import Explanation
 
 TIMEOUT_SECONDS = 150.0
 """Longer than the service takes before it gives up by itself."""
+TOO_LARGE = 413
 GROUP = 16
 """Pictures of one request."""
 GROUP_BYTES = 16_000_000
@@ -140,6 +141,9 @@ class Service:
                         yield outcome
                 wait = tries.wait_after(_incomplete(), call) if waiting else 0.0
             except Failed as failed:
+                if failed.error.status == TOO_LARGE and len(waiting) == 1:
+                    yield Outcome(index=order[0], error=failed.error)
+                    return
                 wait = tries.wait_after(failed, call)
                 told(failed, wait)
             except ServiceError:

@@ -40,7 +40,7 @@ class Picture(NamedTuple):
 def list_units(
     images: str, *, files_per_unit: int = 8, done: Mapping[str, Sequence[str]] | None = None
 ) -> list[Unit]:
-    """Units from a folder of pictures (searched deeply), a folder or glob of shards, or one file.
+    """Units from a folder of pictures or of shards (searched deeply), a glob, or one file.
 
     Args:
         images: a local path, or any fsspec address.
@@ -49,25 +49,35 @@ def list_units(
             are gone, and come first; the other files make units with names of their own.
 
     Raises:
-        DataError: nothing matches, or two shards have the same name.
+        DataError: nothing matches, there are both pictures and shards, or two shards have the same
+            name.
     """
     fs, path = fsspec.core.url_to_fs(images)
-    if images.endswith(".tar") or (fs.isdir(path) and fs.glob(path.rstrip("/") + "/*.tar")):
+    if images.endswith(".tar"):
         return _shard_units(list_shards(images), _root(images))
     found = (fs.find if fs.exists(path) else fs.glob)(path, detail=True)
     paths = {
         name: info.get("type", "file")
         for name, info in sorted(found.items())
-        if name.lower().rpartition(".")[2] in IMAGE_SUFFIXES
+        if name.endswith(".tar") or name.lower().rpartition(".")[2] in IMAGE_SUFFIXES
     }
     # Links have a type of their own, wherever they point.
     paths = [p for p, t in paths.items() if t == "file" or (t != "directory" and not fs.isdir(p))]
+    paths = [fs.unstrip_protocol(p) if "://" in images else p for p in paths]
+    shards = [p for p in paths if p.endswith(".tar")]
+    paths = [p for p in paths if not p.endswith(".tar")]
+    if shards and paths:
+        raise DataError(
+            f"{images} holds shards ({shards[0]}, ...) and pictures ({paths[0]}, ...); give a glob "
+            f"of the shards, {images.rstrip('/')}/*.tar, and keep the pictures in another folder."
+        )
+    if shards:
+        return _shard_units(shards, _root(images))
     if not paths:
         raise DataError(
             f"no pictures at {images}; give a folder or glob of {', '.join(IMAGE_SUFFIXES)} "
             "files, or webdataset shards."
         )
-    paths = [fs.unstrip_protocol(p) if "://" in images else p for p in paths]
     return _file_units(_below(paths, _root(images)), files_per_unit, done or {})
 
 

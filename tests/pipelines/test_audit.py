@@ -243,6 +243,14 @@ def test_units_of_a_folder_and_of_shards(tmp_path: Path) -> None:
         "00000": ("0.png", "2.png"),
         "00002": ("3.png", "4.png"),
     }
+    deep = tmp_path / "shards" / "may"
+    deep.mkdir(parents=True)
+    (deep / "a (1).tar").touch()
+    (unit,) = list_units(str(tmp_path / "shards"))
+    assert unit.name == "a (1)" and unit.files == ("may/a (1).tar",)
+    (tmp_path / "photos" / "backup.tar").touch()
+    with pytest.raises(DataError, match=r"holds shards .*backup.tar.* and pictures"):
+        list_units(str(tmp_path / "photos"))  # none is left out without a word
 
 
 @pytest.mark.parametrize(

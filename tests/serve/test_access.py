@@ -213,6 +213,7 @@ def test_every_answer_has_an_id_and_forbids_guessing(local: Ask, lines: Callable
         assert len(response.headers["x-request-id"]) == 32
         assert response.headers["x-content-type-options"] == "nosniff"
         assert response.headers["cross-origin-resource-policy"] == "same-origin"
+        assert response.headers["x-frame-options"] == "DENY"
         assert lines()[-1]["id"] == response.headers["x-request-id"]
     assert len({line["id"] for line in lines()}) == 4
 

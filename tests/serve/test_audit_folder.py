@@ -1,6 +1,7 @@
 """An audit's folder, what is told of a failure, and what is refused before anything begins."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from devil.audit_parts import Part
+from devil.client.audits import file_name
 from serve.audit_checks import check_options, check_pictures, read_model_facts
-from serve.audit_folder import PLAN, REPORT, Attempt, AuditFolder, End, Request
+from serve.audit_folder import (
+    ATTEMPT,
+    PLAN,
+    REPORT,
+    REQUEST,
+    Attempt,
+    AuditFolder,
+    End,
+    Request,
+)
 from serve.audit_schemas import AuditDocument, AuditOptions, State
 from serve.auditing import CLOSED, _policy
 from serve.audits import ID, Audits, UnknownAuditError, new_id
@@ -92,6 +103,10 @@ def test_results_are_what_is_there_and_nothing_else_is_served(folder: AuditFolde
     (folder.output / "part-link.parquet").symlink_to(folder.path / "request.json")
     (folder.output / "part-folder.parquet").mkdir()
     assert folder.results("/x", "running").report is None
+    name = "part-é (1)#?.parquet"
+    write_part(folder, name, Part((), 0, 0, {}))
+    listed = [file_name(address) for address in folder.results("/x/files", "finished").parts]
+    assert name in listed and folder.result(name) == folder.output / name
     found = folder.results("/x", "finished")
     assert found.report == "/x/index.html" and "/x/part-a.parquet" in found.parts
     assert found.errors == ["/x/errors/part-a.parquet"]
@@ -145,6 +160,12 @@ def test_an_end_is_that_of_the_last_attempt(folder: AuditFolder, audits: Audits)
     assert audits.lost() == [] and audits.active() == 0
     states = dict.fromkeys(get_args(State), 0)
     assert audits.counts() == {**states, "finished": 1}
+    damaged = audits.root / new_id()
+    damaged.mkdir()
+    for file in (REQUEST, ATTEMPT):
+        (damaged / file).write_text("")  # the others are counted, and go on, all the same
+    assert audits.counts() == {**states, "finished": 1, "failed": 1} and audits.lost() == []
+    shutil.rmtree(damaged)
     folder.cancel()
     assert audits.state(name).state == "cancelled" and audits.cancelled() == [name]
     assert audits.delete(name, 1)

@@ -10,7 +10,8 @@ from PIL import Image
 from tiny import picture
 
 from devil import DecodingConfig, DeViL
-from devil.errors import ConfigError, ImageError, LayerError
+from devil.draft import Draft
+from devil.errors import ConfigError, DataError, ImageError, LayerError
 from devil.explanation import Explanation
 from devil.question import Question
 from serve import desk as desk_module
@@ -200,3 +201,80 @@ def test_a_fault_of_the_model_ends_the_request(model: DeViL) -> None:
         asyncio.run(run(desk()))
     hook.remove()
     assert asyncio.run(run(desk())).layers["layer4"].caption is not None
+
+
+def test_other_queries_take_turns_and_are_counted(
+    model: DeViL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Desk, "_measure", lambda *_: None)  # 100 rows a second, whatever happens
+
+    async def run() -> None:
+        one = desk(turn=16)
+        one.rate = 100.0
+        others = [
+            asyncio.create_task(ask(one, model, RED, f"o{i}", queries=("red", f"a{i}")))
+            for i in range(8)
+        ]
+        while len(one._jobs) < 8:
+            await asyncio.sleep(0.001)
+        one.max_wait_seconds = 0.5
+        with pytest.raises(BusyError):  # one row, but behind a turn of each of the others
+            await ask(one, model, BLUE, "small", layers=("layer4",), points=((0.1, 0.1),))
+        await asyncio.gather(*others)
+
+    asyncio.run(run())
+
+
+def test_decoded_pictures_do_not_pile_up(model: DeViL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk_module, "OPEN_AT_ONCE", 3)
+    decoded = most = 0
+
+    async def run() -> None:
+        nonlocal most
+        one = desk(turn=4)
+
+        def opened() -> Image.Image:
+            nonlocal decoded
+            decoded += 1
+            return RED
+
+        async def look() -> None:
+            nonlocal most
+            while True:
+                most = max(most, sum(job.picture is not None for job in one._jobs))
+                await asyncio.sleep(0)
+
+        looking = asyncio.create_task(look())
+        question = Question(layers=("layer4",))
+        requests = [
+            one.explain(model, opened, question, owner=f"{i}", max_new_tokens=2) for i in range(12)
+        ]
+        found = await asyncio.gather(*requests)
+        looking.cancel()
+        assert len(found) == 12 and not one._jobs
+
+    asyncio.run(run())
+    assert decoded == 12 and 1 <= most <= 3
+
+
+def test_an_explanation_that_cannot_be_made_fails_alone(
+    model: DeViL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Draft.explanation
+
+    def explanation(draft: Draft) -> Explanation:
+        if draft.size == (24, 24):
+            raise DataError("a map is not finite")
+        return made(draft)
+
+    monkeypatch.setattr(Draft, "explanation", explanation)
+
+    async def run() -> list[Any]:
+        one = desk(turn=64)
+        images = (RED, RED.resize((24, 24)), BLUE)
+        asked = [ask(one, model, image, f"{i}") for i, image in enumerate(images)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, bad, last = asyncio.run(run())
+    assert isinstance(first, Explanation) and isinstance(last, Explanation)
+    assert isinstance(bad, DataError)
