@@ -79,11 +79,12 @@ def main(options: Options) -> None:
         run(UP, address, str(port), json.dumps(settings))
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
             figures = audited(client, archive, lambda: restart(address, port, settings))
-            accounted = account(client, figures.pop("document"), files)
+            document = figures.pop("document")
+            accounted = account(client, document, files)
     assert accounted["explained"] == len(files) - broken and accounted["failed"] == broken
     result = {
         "machine": describe_machine(),
-        "model": options.model,
+        "model": document["model"],
         "pictures": len(files),
         "corrupt": broken,
         "archive_bytes": len(archive),

@@ -103,10 +103,6 @@ def test_results_are_what_is_there_and_nothing_else_is_served(folder: AuditFolde
     (folder.output / "part-link.parquet").symlink_to(folder.path / "request.json")
     (folder.output / "part-folder.parquet").mkdir()
     assert folder.results("/x", "running").report is None
-    name = "part-é (1)#?.parquet"
-    write_part(folder, name, Part((), 0, 0, {}))
-    listed = [file_name(address) for address in folder.results("/x/files", "finished").parts]
-    assert name in listed and folder.result(name) == folder.output / name
     found = folder.results("/x", "finished")
     assert found.report == "/x/index.html" and "/x/part-a.parquet" in found.parts
     assert found.errors == ["/x/errors/part-a.parquet"]
@@ -130,6 +126,15 @@ def test_results_are_what_is_there_and_nothing_else_is_served(folder: AuditFolde
         ".part-a.parquet",
     ):
         assert folder.result(name) is None, name
+
+
+def test_results_with_uncommon_names_can_be_fetched(folder: AuditFolder) -> None:
+    name = "part-é (1)#?.parquet"
+    write_part(folder, name, Part((), 0, 0, {}))
+    found = folder.results("/v1/audits/x/files", "finished")
+    assert [file_name(address) for address in found.parts] == [name]
+    assert [file_name(address) for address in found.errors] == [f"errors/{name}"]
+    assert folder.result(name) == folder.output / name
 
 
 @given(st.text(alphabet="./partindexhml-errors%\\\x00", max_size=40))
