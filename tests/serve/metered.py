@@ -7,6 +7,7 @@ for it sets how often Ray reports.
 import json
 import os
 import sys
+import threading
 import time
 import urllib.request
 
@@ -26,6 +27,14 @@ LAST = "ray_devil_audits"
 """The last of our metrics, by the order in which the application makes them."""
 
 
+def repeat() -> None:
+    """Set what has a state again and again, as the application does: Ray drops what is not."""
+    while True:
+        metrics.waiting(7)
+        metrics.audited({"running": 2, "failed": 0})
+        time.sleep(0.2)
+
+
 def build() -> FastAPI:
     """An application whose only route reports."""
     api = FastAPI()
@@ -35,10 +44,10 @@ def build() -> FastAPI:
         with metrics.timed("decode"):
             time.sleep(0.002)
         metrics.spent("queue", 0.05)
-        metrics.waiting(7)
         metrics.batched(48, 64)
         metrics.batched(0, 64)
-        metrics.audited({"running": 2, "failed": 0})
+        if name == "a":
+            threading.Thread(target=repeat, daemon=True).start()
         return name
 
     describe_api(api)
