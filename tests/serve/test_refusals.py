@@ -185,7 +185,7 @@ def test_options_that_are_refused(
         ({"image": "aGk"}, "image"),
         ({"image": "é"}, "image"),
         ({"image": "aGk=", "layers": "all"}, "layers"),
-        ({"image": "aGk=", "layers": []}, "image"),
+        ({"image": "aGk=", "layers": []}, "layers"),
         ({"image": "aGk=", "dense": "no"}, "dense"),
         ({"image": "aGk=", "max_new_tokens": 3.5}, "max_new_tokens"),
         ({"image": "aGk=", "max_new_tokens": 10**400}, "max_new_tokens"),
