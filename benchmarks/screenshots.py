@@ -15,7 +15,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 VIEW = (
-    "layer=layer3&words=red circle&words=fish&map=fish&prompt=a picture of a"
+    "layer=layer3&words=red circle&words=fish&map=red circle&prompt=a picture of a"
     "&at=0.7500,0.7500&sample=sea"
 )
 SHOTS: dict[str, dict[str, Any]] = {
