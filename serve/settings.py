@@ -35,8 +35,8 @@ class Settings(BaseModel):
         256,
         ge=1,
         le=100_000,
-        description="Locations read at once, of all requests together; a quarter more if nothing is "
-        "left then.",
+        description="Locations read at once, of all requests together; a quarter more if nothing "
+        "is left then.",
     )
     max_wait_seconds: float = Field(
         10.0,
