@@ -8,31 +8,31 @@ from hypothesis import strategies as st
 
 from serve.roots import RootError, Roots
 
-PARTS = st.sampled_from(["a", "link", "out", "..", ".", "", "secret", "root", "%2e%2e", "…"])
+PARTS = st.sampled_from(["a", "link", "out", "..", ".", "", "secret", "open", "%2e%2e", "…"])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a link that stays inside and one that leads out, and a secret beside it."""
     folder = tmp_path_factory.mktemp("roots").resolve()
-    for name in ("root/a/b", "root-too", "secret"):
+    for name in ("open/a/b", "open-too", "secret"):
         (folder / name).mkdir(parents=True)
-    (folder / "root" / "link").symlink_to(folder / "root" / "a")
-    (folder / "root" / "out").symlink_to(folder / "secret")
-    (folder / "door").symlink_to(folder / "root")
+    (folder / "open" / "link").symlink_to(folder / "open" / "a")
+    (folder / "open" / "out").symlink_to(folder / "secret")
+    (folder / "door").symlink_to(folder / "open")
     return folder
 
 
 def test_what_lies_in_a_root_is_found_where_it_really_is(folder: Path) -> None:
     roots = Roots([str(folder / "door")])
-    root = str(folder / "root")
+    root = str(folder / "open")
     for address, found in {
         f"{folder}/door": root,
         f"{folder}/door/": root,
-        f"file://{folder}/root/a": f"{root}/a",
-        f"{folder}/root/link/b": f"{root}/a/b",
-        f"{folder}/secret/../root/a": f"{root}/a",
-        f"{folder}/root/a/nothing-there": f"{root}/a/nothing-there",
+        f"file://{folder}/open/a": f"{root}/a",
+        f"{folder}/open/link/b": f"{root}/a/b",
+        f"{folder}/secret/../open/a": f"{root}/a",
+        f"{folder}/open/a/nothing-there": f"{root}/a/nothing-there",
     }.items():
         place = roots.place(address)
         assert (place.address, place.inside) == (found, root)
@@ -42,48 +42,48 @@ def test_what_lies_in_a_root_is_found_where_it_really_is(folder: Path) -> None:
     "address",
     [
         "{}",
-        "{}/root-too",
-        "{}/root/..",
-        "{}/root/a/../../secret",
-        "{}/root/out",
-        "{}/root/out/x",
-        "{}/root/link/../../secret",
+        "{}/open-too",
+        "{}/open/..",
+        "{}/open/a/../../secret",
+        "{}/open/out",
+        "{}/open/out/x",
+        "{}/open/link/../../secret",
         "file://{}/secret",
         "FILE://{}/secret",
-        "file://host{}/root",
+        "file://host{}/open",
         "local://{}/secret",
-        "simplecache::file://{}/root",
-        "zip://x::{}/root/a",
-        "{}/root/a\x00",
-        "{}/root/a\n",
-        "root/a",
+        "simplecache::file://{}/open",
+        "zip://x::{}/open/a",
+        "{}/open/a\x00",
+        "{}/open/a\n",
+        "open/a",
         "",
         "/",
         "//",
         "~/photos",
-        "http://localhost/root",
+        "http://localhost/open",
         "s3://bucket/photos",
     ],
 )
 def test_nothing_else_is(folder: Path, address: str) -> None:
     with pytest.raises(RootError, match="not under"):
-        Roots([str(folder / "root")]).place(address.format(folder))
+        Roots([str(folder / "open")]).place(address.format(folder))
 
 
 def test_a_link_with_a_chain_in_its_target_is_refused(folder: Path) -> None:
-    strange = folder / "root" / "zip:" / ":x"
-    (folder / "root" / "a::b").mkdir(exist_ok=True)
-    if not (folder / "root" / "chain").is_symlink():
-        (folder / "root" / "chain").symlink_to(folder / "root" / "a::b")
-    roots = Roots([str(folder / "root")])
+    strange = folder / "open" / "zip:" / ":x"
+    (folder / "open" / "a::b").mkdir(exist_ok=True)
+    if not (folder / "open" / "chain").is_symlink():
+        (folder / "open" / "chain").symlink_to(folder / "open" / "a::b")
+    roots = Roots([str(folder / "open")])
     assert roots.place(str(strange)).address == str(strange)
     with pytest.raises(RootError):
-        roots.place(str(folder / "root" / "chain"))
+        roots.place(str(folder / "open" / "chain"))
 
 
 @given(st.lists(PARTS, max_size=8).map("/".join))
 def test_no_spelling_leads_out(folder: Path, tail: str) -> None:
-    root = folder / "root"
+    root = folder / "open"
     try:
         place = Roots([str(root)]).place(f"{root}/{tail}")
     except RootError:
