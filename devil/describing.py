@@ -67,12 +67,15 @@ def explain_images(
         return []
     features = image_features(model, pictures)
     drafts = [
-        Draft(model, of_picture(features, i), picture, asked, source=source)
-        for i, (picture, source) in enumerate(zip(pictures, sources, strict=True))
+        Draft(model, of_picture(features, i), picture.size, asked)
+        for i, picture in enumerate(pictures)
     ]
     rows = [part for draft in drafts for part in draft.take(draft.rows)]
     read_rows(model, rows, decoding or DecodingConfig())
-    return [draft.explanation() for draft in drafts]
+    return [
+        draft.explanation(picture, source=source)
+        for draft, picture, source in zip(drafts, pictures, sources, strict=True)
+    ]
 
 
 def vocabulary_saliency(

@@ -73,26 +73,20 @@ class Draft:
         self,
         model: DeViL,
         features: Mapping[str, LayerFeatures],
-        picture: Image.Image,
+        size: tuple[int, int],
         asked: Asked,
-        *,
-        source: str | None = None,
     ) -> None:
         """Lay out the rows.
 
         Args:
             model: answers; its weights must stay the same until the draft is finished.
             features: of this picture alone, from `devil.picture_features.image_features`.
-            picture: the picture, in RGB.
+            size: width and height of the picture.
             asked: from `prepare`.
-            source: a name for the picture.
         """
         assert model.backbone is not None
-        self.model, self.asked, self.source = model, asked, source
-        self.size = picture.size
-        self.picture: Image.Image | None = picture
-        """For the explanation alone; may be taken away, for pictures are large."""
-        self.region = model.backbone.transform.region(picture.size)
+        self.model, self.size, self.asked = model, size, asked
+        self.region = model.backbone.transform.region(size)
         self.grids: dict[str, tuple[int, int]] = {}
         self.blocks = tuple(self._blocks(features))
         self.rows = sum(len(block) for block in self.blocks)
@@ -197,8 +191,10 @@ class Draft:
             )[0]
         return self._baselines[layer]
 
-    def explanation(self) -> Explanation:
-        """The explanation, once all rows have been read."""
+    def explanation(
+        self, image: Image.Image | None = None, *, source: str | None = None
+    ) -> Explanation:
+        """The explanation, once all rows have been read; with the picture and a name for it."""
         assert self.finished, (self._left, self.rows)
         question = self.asked.question
         return Explanation(
@@ -209,8 +205,8 @@ class Draft:
             calibration=question.calibration,
             model=self.model.name,
             version=self.model.version,
-            source=self.source,
-            image=self.picture,
+            source=source,
+            image=image,
         )
 
     def _layer(self, layer: str) -> LayerExplanation:

@@ -110,7 +110,8 @@ class Ingress:
 
     def _looked(self, task: "asyncio.Task[Health]") -> None:
         self._health_until = time.monotonic() + HEALTH_SECONDS
-        task.cancelled() or task.exception()  # known, also if nobody waits for it any more
+        if not task.cancelled():
+            task.exception()  # known, also if nobody waits for it any more
 
     async def _look(self) -> Health:
         """Ask the explainer.

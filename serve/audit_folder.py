@@ -24,6 +24,8 @@ from serve.audit_schemas import Progress, Results, State
 
 REQUEST, ATTEMPT, END, CANCELLED = "request.json", "attempt.json", "end.json", "cancelled"
 PICTURES, OUTPUT, ERRORS = "pictures", "output", "errors"
+DAMAGED = (ValueError, TypeError, KeyError)
+"""What reading a folder raises whose files are damaged, or of another version."""
 REPORT, PLAN = "index.html", "plan.json"
 
 

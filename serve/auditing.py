@@ -115,7 +115,7 @@ class Auditing:
                 found.append(self.audits.document(name, results=False))
             except (UnknownAuditError, FileNotFoundError):  # removed this moment
                 continue
-            except (ValueError, TypeError, KeyError):
+            except audit_folder.DAMAGED:
                 logger.exception("audit %s is damaged", name)
         return found
 

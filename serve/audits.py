@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import get_args
 
 import serve
-from serve.audit_folder import REQUEST, Attempt, AuditFolder, End, Request
+from serve.audit_folder import DAMAGED, REQUEST, Attempt, AuditFolder, End, Request
 from serve.audit_schemas import AuditDocument, AuditOptions, State
 from serve.jobs import Job, Jobs
 
@@ -143,7 +143,7 @@ class Audits:
         """Its state; failed where its files are damaged, so that it does not stop the others."""
         try:
             return self.state(name)
-        except (ValueError, TypeError, KeyError):
+        except DAMAGED:
             logger.exception("audit %s is damaged", name)
             return End("failed", "its files are damaged")
 
@@ -163,7 +163,7 @@ class Audits:
             attempt = folder.attempt()
             if folder.cancelled or folder.end():
                 return False
-        except (ValueError, TypeError, KeyError):
+        except DAMAGED:
             logger.exception("audit %s is damaged", name)
             return False
         if attempt is None:

@@ -321,8 +321,7 @@ def _open(jobs: Sequence[Job]) -> None:
             pictures = [job.picture for job in own if job.picture is not None]
             features = image_features(model, pictures)
             for i, (job, picture) in enumerate(zip(own, pictures, strict=True)):
-                job.draft = Draft(model, of_picture(features, i), picture, job.asked)
-                job.draft.picture = None
+                job.draft = Draft(model, of_picture(features, i), picture.size, job.asked)
                 job.rows = job.draft.rows
                 _finish(job)
         except Exception as error:

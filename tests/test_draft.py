@@ -35,7 +35,8 @@ def drafts(model: DeViL, question: Question, count: int = 2) -> list[Draft]:
     features = image_features(model, pictures)
     asked = prepare(model, question)
     return [
-        Draft(model, of_picture(features, i), picture, asked) for i, picture in enumerate(pictures)
+        Draft(model, of_picture(features, i), picture.size, asked)
+        for i, picture in enumerate(pictures)
     ]
 
 
