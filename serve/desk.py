@@ -2,7 +2,8 @@
 
 Each turn reads so many rows of open drafts (`devil.draft`). Rows that ask the same queries can be
 read together; among those, every request gets an equal share of a turn, and what a small one leaves
-goes to the others. So fifty small requests do not wait for a big one, nor it for them.
+goes to the others. So fifty small requests do not wait for a big one, nor it for them. Who would
+wait for too long is refused at once (`serve.admission`).
 """
 
 import asyncio
@@ -25,26 +26,14 @@ from devil.question import Question
 from devil.reading import read_rows
 from devil.types import ALL_LAYERS
 from serve import metrics
+from serve.admission import Pace, rows_ahead
 
-MOST_WAITING = 100_000
-"""Rows that wait at most, however fast they are read: their features take memory."""
 PICTURES_AT_ONCE = 8
 """Pictures that pass the backbone between two turns, at most."""
 OPEN_AT_ONCE = 2 * PICTURES_AT_ONCE
 """Decoded pictures that wait for the backbone, at most: each may have 100 million pixels."""
 STRETCH = 1.25
 """A turn takes so many times its rows if nothing is left over then: few rows are read slowly."""
-MEMORY = 0.8
-"""Weight of earlier turns in the measured rate."""
-
-
-class BusyError(Exception):
-    """Too much is waiting already."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
-        """Time after which the request would probably be taken."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -96,12 +85,7 @@ class Desk:
             max_wait_seconds: a picture that others would delay for longer is refused.
         """
         self.turn_locations, self.max_wait_seconds = turn_locations, max_wait_seconds
-        self.rate: float | None = None
-        """Rows read per second, lately; opening pictures counts in."""
-        self.started: float | None = None
-        """When the step that is running began."""
-        self._rows_read, self._seconds = 0.0, 0.0
-        self._reading = 0
+        self.pace = Pace()
         self._jobs: list[Job] = []
         self._pictures = asyncio.Semaphore(OPEN_AT_ONCE)
         self._turn = 0
@@ -115,13 +99,6 @@ class Desk:
     def waiting(self) -> int:
         """Rows that are yet to have their turn."""
         return sum(job.rows for job in self._jobs)
-
-    @property
-    def being_read(self) -> float:
-        """Rows that the turn that is running has yet to read, by the measured rate."""
-        if self.started is None or self.rate is None:
-            return self._reading
-        return max(0.0, self._reading - self.rate * (time.monotonic() - self.started))
 
     async def explain(
         self,
@@ -149,7 +126,9 @@ class Desk:
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
         rows = rows_of(model, asked)
-        self._admit(kind_of(model, asked, max_new_tokens), rows, owner)
+        kind = kind_of(model, asked, max_new_tokens)
+        ahead = rows_ahead(self._jobs, kind, owner, rows, self.turn_locations)
+        self.pace.admit(ahead, self.waiting + rows, self.max_wait_seconds)
         job = Job(
             model=model,
             asked=asked,
@@ -172,30 +151,6 @@ class Desk:
             if job in self._jobs:  # given up
                 self._jobs.remove(job)
 
-    def _admit(self, kind: Hashable, rows: int, owner: str) -> None:
-        """Refuse what would wait for too long.
-
-        It waits for the turn that is running. Then, with equal shares, others of its kind delay it
-        by what they have waiting, but each by no more than what it brings itself; and other kinds
-        have a turn of theirs between two of its own.
-        """
-        same: dict[str, int] = {}
-        kinds: dict[Hashable, int] = {}
-        for job in self._jobs:
-            if job.kind == kind:
-                same[job.owner] = same.get(job.owner, 0) + job.rows
-            else:
-                kinds[job.kind] = kinds.get(job.kind, 0) + job.rows
-        own = same.pop(owner, 0)
-        ahead = own + sum(min(left, own + rows) for left in same.values())
-        turns = -(-(ahead + rows) // self.turn_locations)
-        ahead += sum(min(left, turns * self.turn_locations) for left in kinds.values())
-        seconds = (self.being_read + ahead) / self.rate if self.rate else 0.0
-        if seconds > self.max_wait_seconds:
-            raise BusyError(seconds - self.max_wait_seconds)
-        if ahead and self.waiting + rows > MOST_WAITING:
-            raise BusyError(seconds)
-
     async def _work(self) -> None:
         """Turn after turn, until nothing is left."""
         try:
@@ -207,13 +162,13 @@ class Desk:
                 job.passed.set()
             self._close(list(self._jobs))
         finally:
-            self.started, self._reading = None, 0
+            self.pace.rest()
             metrics.waiting(0)
 
     async def _step(self) -> None:
         """Open pictures that have come, then read a turn's rows."""
         loop = asyncio.get_running_loop()
-        self.started = time.monotonic()
+        self.pace.begin()
         metrics.waiting(self.waiting)
         new = _in_turns([job for job in self._jobs if job.picture is not None])[:PICTURES_AT_ONCE]
         if new:
@@ -226,12 +181,12 @@ class Desk:
         taken = self._next_turn()
         assert new or taken, "jobs that nothing can be done for"
         if taken:
-            rows = self._reading = sum(part.size for _, parts in taken for part in parts)
+            rows = sum(part.size for _, parts in taken for part in parts)
+            self.pace.read(rows)
             with metrics.timed("translate"):
                 await loop.run_in_executor(self._thread, _read, taken)
+            self.pace.finish()
             metrics.batched(rows, self.turn_locations)
-            self._reading = 0
-            self._measure(rows, self.started)
             self._close([job for job, _ in taken])
 
     def _next_turn(self) -> "list[tuple[Job, list[Rows]]]":
@@ -265,11 +220,6 @@ class Desk:
                 job.turn = self._turn
                 job.rows, share, room = job.draft.waiting, share - count, room - count
         return taken
-
-    def _measure(self, rows: int, began: float) -> None:
-        self._rows_read = MEMORY * self._rows_read + rows
-        self._seconds = MEMORY * self._seconds + max(time.monotonic() - began, 1e-6)
-        self.rate = self._rows_read / self._seconds
 
     def _close(self, jobs: Sequence[Job]) -> None:
         """Hand over what is finished or has failed."""

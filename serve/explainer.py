@@ -22,7 +22,8 @@ from devil.images import open_image
 from devil.model import DeViL
 from devil.question import Question
 from serve import metrics
-from serve.desk import BusyError, Desk
+from serve.admission import BusyError
+from serve.desk import Desk
 from serve.models import public_name, served_models
 from serve.problems import internal_error
 from serve.reload import ServedModel
@@ -147,7 +148,7 @@ class Explainer:
 
     async def check_health(self) -> None:
         """Called by Ray, which replaces the copy if this raises."""
-        started, longest = self.desk.started, STUCK_TIMEOUTS * self.settings.timeout_seconds
+        started, longest = self.desk.pace.started, STUCK_TIMEOUTS * self.settings.timeout_seconds
         if started is not None and time.monotonic() - started > longest:
             raise RuntimeError(f"a step has been running for more than {longest:.0f} s")
         if started is None:

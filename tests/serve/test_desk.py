@@ -15,7 +15,8 @@ from devil.errors import ConfigError, DataError, ImageError, LayerError
 from devil.explanation import Explanation
 from devil.question import Question
 from serve import desk as desk_module
-from serve.desk import BusyError, Desk
+from serve.admission import BusyError, Pace
+from serve.desk import Desk
 
 RED = picture("a red circle on the left side")
 BLUE = picture("a blue square on the top side")
@@ -76,7 +77,7 @@ def test_a_small_request_does_not_wait_for_a_big_one(model: DeViL) -> None:
         one = desk(turn=8)
         big = [noted(f"big {i}", ask(one, model, RED, "big")) for i in range(6)]
         tasks = [asyncio.create_task(request) for request in big]
-        while one.rate is None:  # the big one is being read
+        while one.pace.rate is None:  # the big one is being read
             await asyncio.sleep(0.001)
         small = ask(one, model, BLUE, "small", layers=("layer4",), points=((0.5, 0.5),))
         tasks.append(asyncio.create_task(noted("small", small)))
@@ -147,11 +148,11 @@ def test_errors_stay_with_their_picture(model: DeViL) -> None:
 
 
 def test_what_would_wait_too_long_is_refused(model: DeViL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Desk, "_measure", lambda *_: None)  # 100 rows a second, whatever happens
+    monkeypatch.setattr(Pace, "finish", Pace.rest)  # 100 rows a second, whatever happens
 
     async def run() -> None:
         one = desk(turn=4)
-        one.rate = 100.0
+        one.pace.rate = 100.0
         big = [asyncio.create_task(ask(one, model, RED, "big")) for _ in range(4)]
         while one.waiting < 300:
             await asyncio.sleep(0.001)
@@ -174,7 +175,7 @@ def test_requests_that_are_given_up_leave_no_work(model: DeViL) -> None:
     async def run() -> None:
         one = desk(turn=4)
         task = asyncio.create_task(ask(one, model, RED, "gone"))
-        while one.rate is None:
+        while one.pace.rate is None:
             await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -206,11 +207,11 @@ def test_a_fault_of_the_model_ends_the_request(model: DeViL) -> None:
 def test_other_queries_take_turns_and_are_counted(
     model: DeViL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Desk, "_measure", lambda *_: None)  # 100 rows a second, whatever happens
+    monkeypatch.setattr(Pace, "finish", Pace.rest)  # 100 rows a second, whatever happens
 
     async def run() -> None:
         one = desk(turn=16)
-        one.rate = 100.0
+        one.pace.rate = 100.0
         others = [
             asyncio.create_task(ask(one, model, RED, f"o{i}", queries=("red", f"a{i}")))
             for i in range(8)

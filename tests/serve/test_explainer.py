@@ -9,7 +9,7 @@ from tiny import encoded, picture, tiny_model
 
 from devil import Explanation
 from devil.errors import LayerError
-from serve.desk import BusyError
+from serve.admission import BusyError
 from serve.explainer import Explainer, chosen_device, refusal_of
 from serve.schemas import ExplainOptions, Refusal
 from serve.settings import Settings
