@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,16 +213,12 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         limit=32,
         pool=POOL,
     )
-    choosing = localisation(wanted)
-    best = best_setting(choosing, wanted)
+    choosing, best = chosen_setting(wanted)
     layers = ("+".join(best.layers), "blocks.2", "blocks.5", "blocks.8", "blocks.11", ALL_LAYERS)
     reported = replace(
-        wanted,
+        with_setting(wanted, best),
         output=str(output / "localisation"),
         layers=tuple(dict.fromkeys(layers)),
-        prompts=(best.prompt,),
-        synonyms=(best.synonyms,),
-        neighbours=(best.neighbours,),
         random=random_control(output),
         half="reporting",
         limit=None,
@@ -230,11 +226,40 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
     return {**localisation(reported), "chosen": best.name, "choosing": choosing}
 
 
-def best_setting(found: Mapping[str, Any], options: LocalisationOptions) -> MapSetting:
+def chosen_setting(wanted: LocalisationOptions) -> tuple[dict[str, Any], MapSetting]:
+    """What was measured to choose a setting, and the best one.
+
+    Pooled features need prefixes of their own, and a contrast the scores of all names: they are
+    tried with the best of the rest alone.
+    """
+    found, settings = localisation(wanted), list(wanted.settings(()))
+    best = best_setting(found, settings)
+    one = with_setting(wanted, best)
+    for dearer in (replace(one, smoothing=(3, 5)), replace(one, contrast=("names", "pmi"))):
+        for subset, scores in localisation(dearer)["scores"].items():
+            found["scores"][subset] |= scores
+        settings += dearer.settings(())
+    found["settings"] = {setting.name: asdict(setting) for setting in settings}
+    return found, best_setting(found, settings)
+
+
+def best_setting(found: Mapping[str, Any], settings: Sequence[MapSetting]) -> MapSetting:
     """The setting with the highest precision on categories that were learned."""
     scores = found["scores"]["learned_categories"]
-    settings = options.settings(())
     return max(settings, key=lambda setting: scores[setting.name]["precision"]["mean"])
+
+
+def with_setting(options: LocalisationOptions, setting: MapSetting) -> LocalisationOptions:
+    """Options that measure one setting alone."""
+    return replace(
+        options,
+        layers=("+".join(setting.layers),),
+        prompts=(setting.prompt,),
+        smoothing=(setting.smoothing,),
+        contrast=(setting.contrast,),
+        synonyms=(setting.synonyms,),
+        neighbours=(setting.neighbours,),
+    )
 
 
 def random_control(output: Path) -> str:

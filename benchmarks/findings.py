@@ -206,6 +206,7 @@ def _neurons(record: Record) -> Iterator[Finding]:
     blind = max(
         s["cider"] for n, s in scores.items() if n not in ("model", "nearest_training_unit")
     )
+    blind = max(blind, record["random_backbone"]["scores"]["model"]["cider"])
     rival = scores["nearest_training_unit"]["cider"]
     yield Finding(
         "descriptions of (rendered) units beat constants, and the nearest known unit's",

@@ -3,10 +3,12 @@
 *Rendered units*: 240 units whose meaning is known, in the published layout, described through an
 ImageNet ViT-Ti/16 and a small GPT-2; the whole protocol, within one source. *Real annotations*:
 the 3,904 units of ResNet-152 on ImageNet, without images: what constants, copied descriptions and
-people score.
+people score. *Random backbone*: the rendered units through the same ViT with random weights, the
+control.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ UNITS = RenderedUnitsConfig(units=240, image_size=128)
 
 
 def neuron_requests(data: Path, output: Path) -> dict[str, NeuronsOptions]:
-    """Write the units, unless they are there, and name the two runs of the protocol."""
+    """Write the units, unless they are there, and name the runs of the protocol."""
     units = output / "data"
     if not (units / RENDERED / ANNOTATIONS).is_file():
         write_rendered_units(units, RENDERED, UNITS)
@@ -53,4 +55,9 @@ def neuron_requests(data: Path, output: Path) -> dict[str, NeuronsOptions]:
         **common,
     )
     real = NeuronsOptions(experiment=REAL, output=str(output / "real"), text_only=True, **common)
-    return {"rendered_units": rendered, "real_annotations": real}
+    untrained = replace(
+        rendered,
+        output=str(output / "random"),
+        backbone=replace(rendered.backbone, weights="random"),
+    )
+    return {"rendered_units": rendered, "random_backbone": untrained, "real_annotations": real}

@@ -12,7 +12,6 @@ from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
 from pipelines.protocols.ablation import DEVIL, ablation_table
 from pipelines.protocols.captioning import captioning_table, language_table
-from pipelines.protocols.localisation import LocalisationOptions
 from pipelines.protocols.localisation_tables import TITLES
 
 Record = Mapping[str, Any]
@@ -80,20 +79,18 @@ def _cider(record: Record, variant: str, layer: str) -> float:
 
 
 def around_the_best(record: Record) -> ReportTable:
-    """The chosen setting of maps, and those that differ from it in one thing."""
+    """The chosen setting of maps, and those that differ from it in one thing.
+
+    Where it smooths or contrasts, also those that differ in one thing from the same without.
+    """
     choosing = record["choosing"]
-    scores = choosing["scores"]["learned_categories"]
-    asked = choosing["options"]
-    varied: dict[str, Any] = {
-        k: tuple(asked[k]) for k in ("layers", "prompts", "synonyms", "neighbours")
-    }
-    options = LocalisationOptions(model="", instances="", photos="", output="", **varied)
-    settings = {setting.name: vars(setting) for setting in options.settings(())}
+    scores, settings = choosing["scores"]["learned_categories"], choosing["settings"]
     best = settings[record["chosen"]]
+    centres = (best, {**best, "smoothing": 1, "contrast": "none"})
     near = [
         name
         for name, values in settings.items()
-        if sum(values[key] != best[key] for key in best) <= 1
+        if min(sum(values[key] != centre[key] for key in centre) for centre in centres) <= 1
     ]
     near.sort(key=lambda name: -scores[name]["precision"]["mean"])
     blind = [name for name in scores if name.startswith(GRAD_CAM) or name in (RANDOM, CENTRE)]
@@ -185,6 +182,19 @@ def published_perturbation(record: Record) -> ReportTable:
     )
 
 
+def units_table(record: Record) -> ReportTable:
+    """Scores of the rendered units' descriptions, with the control of a random backbone."""
+    own, control = record["rendered_units"]["tables"][0], record["random_backbone"]["tables"][0]
+    model, *rest = own["rows"]
+    untrained = (f"control: {RANDOM_BACKBONE}", *control["rows"][0][1:])
+    return ReportTable(
+        title=own["title"],
+        caption=own["caption"],
+        columns=tuple(own["columns"]),
+        rows=tuple(tuple(row) for row in (model, untrained, *rest)),
+    )
+
+
 def published_neurons(record: Record) -> ReportTable:
     """Mean BERTScore over the 13 experiments."""
     return ReportTable(
@@ -209,5 +219,5 @@ TABLES: Mapping[str, Mapping[str, Callable[[Record], ReportTable]]] = {
     "localisation": {"settings": around_the_best},
     "crops": {"cells": cells_table},
     "perturbation": {"published": published_perturbation},
-    "neurons": {"published": published_neurons},
+    "neurons": {"units": units_table, "published": published_neurons},
 }

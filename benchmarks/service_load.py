@@ -4,10 +4,10 @@
 
 Needs the public load generator `hey` (Debian's package of that name). A small real model is trained
 first (three shards of photos, some hundred steps), unless `--model` names one. Then the same photos
-are captioned at every location of the last layer: by the library in one process, before and after
-the rest; over HTTP, by as many clients as keep it busy; by `hey` at half of that rate; and at ten
-times of it. While the rate is measured nobody is refused. Figures go to
-`benchmarks/results/service-load.json`.
+are captioned at every location of the last layer: by the library, in as many processes as the
+service has copies, before and after the rest; over HTTP, by as many clients as keep it busy; by
+`hey` at half of that rate; and at ten times of it. While the rate is measured nobody is refused.
+Figures go to `benchmarks/results/service-load.json`.
 """
 
 import asyncio
@@ -76,6 +76,8 @@ class LoadOptions:
     """Setting of the service under `hey`: what others would delay for longer is refused."""
     turn_locations: int = 768
     """Setting of the service: locations read at once."""
+    replicas: int = 1
+    """Setting of the service: copies of the model, which share the cores."""
     steps: int = 200
     """Steps of training, where a model is trained."""
     results: str = "benchmarks/results"
@@ -95,9 +97,10 @@ def load(options: LoadOptions) -> dict[str, Any]:
         start_ray()
         model = options.model or small_model(Path(folder), options.steps)
         photos = some_photos(options.photos)
-        rates = [_library(model, photos)]
+        rates = [_library(model, photos, options.replicas)]
         found = _served(options, model, photos, Path(folder))
-        rates.append(_library(model, photos))  # again, for machines are not steady
+        # Again, for machines are not steady.
+        rates.append(_library(model, photos, options.replicas))
         offline = statistics.mean(rates)
     found = {
         "machine": describe_machine(),
@@ -105,6 +108,7 @@ def load(options: LoadOptions) -> dict[str, Any]:
             "layer": LAYER,
             "max_new_tokens": TOKENS,
             "turn_locations": options.turn_locations,
+            "replicas": options.replicas,
             "max_wait_seconds": options.max_wait_seconds,
         },
         "offline_locations_per_second": [round(rate, 1) for rate in rates],
@@ -136,34 +140,42 @@ def some_photos(count: int) -> list[bytes]:
     return list(itertools.islice(samples, count))
 
 
-def _library(model: str, photos: Sequence[bytes]) -> float:
-    rate = ray.get(_offline.remote(model, photos))
+def _library(model: str, photos: Sequence[bytes], copies: int) -> float:
+    """Locations a second of the library in as many processes as the service has copies."""
+    warm = photos[:WARM]
+    engines = [_Engine.remote(model, (os.cpu_count() or 1) // copies or 1) for _ in range(copies)]
+    ray.get([engine.rate.remote(warm) for engine in engines])
+    parts = [photos[copy::copies] for copy in range(copies)]
+    calls = [engine.rate.remote(part) for engine, part in zip(engines, parts, strict=True)]
+    rate = sum(ray.get(calls))
     logger.info("library: %.1f locations/s", rate)
     return rate
 
 
-@ray.remote(num_cpus=1)
-def _offline(model: str, photos: Sequence[bytes]) -> float:
-    """Locations a second of the library, in a process like the service's."""
-    import torch
+@ray.remote(num_cpus=0)
+class _Engine:
+    """The library in a process like the service's."""
 
-    from devil.config import DecodingConfig
-    from devil.describing import explain_images
-    from devil.model import DeViL
+    def __init__(self, model: str, threads: int) -> None:
+        import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    loaded = DeViL.from_pretrained(model)
-    decoding = DecodingConfig(max_new_tokens=TOKENS)
+        from devil.model import DeViL
 
-    def locations(some: Sequence[bytes]) -> int:
-        found = explain_images(loaded, some, layers=[LAYER], decoding=decoding)
-        return sum(math.prod(e.layers[LAYER].grid) for e in found)
+        torch.set_num_threads(threads)
+        self.model = DeViL.from_pretrained(model)
 
-    groups = [photos[i : i + TOGETHER] for i in range(0, len(photos), TOGETHER)]
-    for group in groups[: WARM // TOGETHER]:
-        locations(group)
-    began = time.perf_counter()
-    return sum(map(locations, groups)) / (time.perf_counter() - began)
+    def rate(self, photos: Sequence[bytes]) -> float:
+        """Locations a second."""
+        from devil.config import DecodingConfig
+        from devil.describing import explain_images
+
+        decoding, count = DecodingConfig(max_new_tokens=TOKENS), 0
+        began = time.perf_counter()
+        for i in range(0, len(photos), TOGETHER):
+            group = photos[i : i + TOGETHER]
+            found = explain_images(self.model, group, layers=[LAYER], decoding=decoding)
+            count += sum(math.prod(e.layers[LAYER].grid) for e in found)
+        return count / (time.perf_counter() - began)
 
 
 def _served(
@@ -174,7 +186,8 @@ def _served(
         port = free.getsockname()[1]
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port})
     common = {"model": model, "state": str(folder / "state"), "log_format": "text"}
-    common |= {"turn_locations": options.turn_locations, "keep_explanations": 10}
+    common |= {"turn_locations": options.turn_locations, "replicas": options.replicas}
+    common |= {"keep_explanations": 10}
     address = f"http://127.0.0.1:{port}"
     ray.serve.run(app(Settings.model_validate({**common, "max_wait_seconds": 1000})))
     rate = asyncio.run(_rate(address, photos))

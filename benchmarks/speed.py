@@ -74,6 +74,8 @@ class SpeedOptions:
     """Timed repeats of each way."""
     batch_size: int = 64
     """Images of a training step."""
+    compile: bool = False
+    """Measure the training step compiled, too, which takes minutes to begin."""
     photos: int = 64
     """Photos that are extracted."""
     results: str = "benchmarks/results"
@@ -196,7 +198,7 @@ def _whole_cases(
         for locations in grids:
             yield dense_case(whole, run, baseline, locations)
     if "train" in options.tasks:
-        yield training_case(whole, dtypes, size=options.batch_size)
+        yield training_case(whole, dtypes, size=options.batch_size, compile=options.compile)
 
 
 def _real_cases(

@@ -94,9 +94,12 @@ class PlainTraining:
 class EngineTraining:
     """The trainer's step."""
 
-    def __init__(self, translator: Translator, lm: LanguageModel, dtype: str) -> None:
+    def __init__(
+        self, translator: Translator, lm: LanguageModel, dtype: str, *, compile: bool = False
+    ) -> None:
         config = TrainingConfig(
             precision="float32" if dtype == "float32" else "bfloat16",
+            compile=compile,
             warmup_steps=0,
             learning_rate=1e-4,
             max_caption_tokens=60,
@@ -110,9 +113,17 @@ class EngineTraining:
 
 
 def training_case(
-    explained: Explained, dtypes: Sequence[str], *, size: int = 64, each: int = 1
+    explained: Explained,
+    dtypes: Sequence[str],
+    *,
+    size: int = 64,
+    each: int = 1,
+    compile: bool = False,
 ) -> Case:
-    """One optimiser step on stored features; every side trains its own translator."""
+    """One optimiser step on stored features; every side trains its own translator.
+
+    With `compile` the engine's last number format is measured compiled, too.
+    """
     translator, lm = explained.model.translator, explained.model.language_model
     batches = training_batches(translator, lm, size, each)
     turns: dict[str, Iterator[Batch]] = {}
@@ -141,6 +152,10 @@ def training_case(
     plain = PlainTraining(copy.deepcopy(translator), lm, plain_training_loss)
     batched = PlainTraining(copy.deepcopy(translator), lm, batched_training_loss)
     engines = {d: EngineTraining(copy.deepcopy(translator), lm, d) for d in dtypes}
+    others = {}
+    if compile:
+        quick = EngineTraining(copy.deepcopy(translator), lm, dtypes[-1], compile=True)
+        others["compiled"] = side("compiled", quick, dtypes[-1])
     return Case(
         task="train",
         setting=f"{size} images, {len(translator.layers)} layers, {each} captions each",
@@ -150,6 +165,7 @@ def training_case(
         batched=side("batched", batched, baseline),
         compare=compare,
         phases=phases,
+        others=others,
     )
 
 

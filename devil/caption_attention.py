@@ -197,6 +197,7 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return None if _layout.get() is not None else sdpa_mask(*args, **kwargs)
 
 
+@torch.compiler.disable
 def _attend(
     module: Any,
     query: Float[Tensor, "1 head position channel"],

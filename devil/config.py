@@ -233,6 +233,9 @@ class TrainingConfig(_Typed):
     """Longer captions are left out of training, and counted aloud."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast where the processor has it."""
+    compile: bool = False
+    """Compile translator and language model (`torch.compile`): the first step takes a minute, and
+    needs a C++ compiler where there is no GPU; docs/PERFORMANCE.md tells what it saves."""
     validation_rows: int = 500
     """Rows held out of training, the same for every run over the same keys."""
     validate_every: int = 2_000

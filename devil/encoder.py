@@ -25,6 +25,7 @@ class VisibleTokens(NamedTuple):
     width: int
 
     @classmethod
+    @torch.compiler.disable
     def of(cls, shown: Bool[Tensor, "row token"], device: torch.device) -> "VisibleTokens":
         """Find them where the mask is; a mask on the CPU spares a GPU the wait."""
         counts = shown.sum(dim=1)

@@ -7,6 +7,8 @@ worker's share of each batch.
 import contextlib
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from devil.batches import Batch
 from devil.config import TrainingConfig
 from devil.cost import training_flops
 from devil.errors import CaptionError, ConfigError, DevilError, LossError
-from devil.frozen import with_matrices_in
+from devil.frozen import compiled, with_matrices_in
 from devil.held_out import HeldOut
 from devil.language_model import LanguageModel, short_sequence_attention
 from devil.loss import caption_loss
@@ -99,6 +101,15 @@ def check_context(
         )
 
 
+def _check_compiler(device: torch.device) -> None:
+    names = [os.environ.get("CXX") or "g++", "clang++"]
+    if device.type == "cpu" and not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"compile is on, but there is no C++ compiler here ({' or '.join(names)}); install "
+            "one, or train with compile=False."
+        )
+
+
 class Trainer:
     """The translator, its optimiser, and the frozen language model that gives the loss."""
 
@@ -122,7 +133,8 @@ class Trainer:
             rank, world: which worker this is of those behind the wrapper.
 
         Raises:
-            ConfigError: prefix and longest caption together exceed the LM's context.
+            ConfigError: prefix and longest caption together exceed the LM's context; or what is to
+                be compiled for this processor lacks a C++ compiler.
         """
         check_context(language_model, translator.config.prefix_length, config)
         self.translator, self.lm, self.config = translator, language_model, config
@@ -134,6 +146,10 @@ class Trainer:
         # Autocast keeps its casts of trained weights for a step, and makes those of frozen ones
         # at each use.
         self._frozen = with_matrices_in(language_model, self.dtype or torch.float32)
+        if config.compile:
+            _check_compiler(self.device)
+            self._frozen = compiled(self._frozen)
+            self.forward = torch.compile(self.forward, dynamic=True)
         self.step = 0
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

@@ -1,8 +1,10 @@
 """Training: schedule, groups, resumption bit for bit, and losses that fall as they did before."""
 
+import functools
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,33 @@ def test_step_by_the_equations(lm: LanguageModel, tmp_path: Path) -> None:
         expected = kept - rate * gradient / (gradient.abs() + 1e-8)
         sure = gradient.abs() > 1e-6  # elsewhere the sign of rounding decides
         torch.testing.assert_close(parameter[sure], expected[sure], rtol=1e-4, atol=2e-5)
+
+
+def test_compiled_steps_are_the_same(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the graphs that are compiled run as they are: compiling them takes minutes."""
+    compiled = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compiled)
+    plain, batches = parts(tmp_path, lm, config())
+    quick, _ = parts(tmp_path, lm, config(compile=True))
+    for batch in batches(0, 3):
+        expected, found = plain.train_step(batch), quick.train_step(batch)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    names = {name for name, _ in plain.translator.named_parameters()}
+    assert {name for name, _ in quick.translator.named_parameters()} == names
+    # Others use the language model meanwhile, as it was.
+    assert not any(module._compiled_call_impl for module in lm.modules())
+
+
+def test_compiling_needs_a_compiler(
+    lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler here .*compile=False"):
+        parts(tmp_path, lm, config(compile=True))
 
 
 def test_workers_gradients_sum_to_the_whole(lm: LanguageModel, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ and the loaders.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,8 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.name = name
-        self.module = loaded.module.eval().requires_grad_(False)
+        self._order = pixel_order(loaded.module)
+        self.module = loaded.module.eval().requires_grad_(False).to(memory_format=self._order)
         self.transform = loaded.transform
         if type(self.module).__name__ in UNORDERED:
             raise BackboneError(
@@ -136,7 +138,7 @@ class Backbone(nn.Module):
             one, the class token (batch, channels); float32, or the dtype of autocast.
         """
         self._outputs.clear()
-        self.module(images)
+        self.module(images.contiguous(memory_format=self._order))
         size = (int(images.shape[2]), int(images.shape[3]))
         features = {
             layer: self._layouts[layer].read(self._outputs[layer], size) for layer in self.layers
@@ -150,7 +152,7 @@ class Backbone(nn.Module):
         Gradients flow to the images where they require them.
         """
         try:
-            return self.module(images)
+            return self.module(images.contiguous(memory_format=self._order))
         finally:
             self._outputs.clear()
 
@@ -180,6 +182,15 @@ class Backbone(nn.Module):
     def digest(self) -> str:
         """SHA-256 over names, shapes and values of all weights: equal digests, equal backbones."""
         return weights_digest(self.module)
+
+
+def pixel_order(module: nn.Module) -> torch.memory_format:
+    """Whether pixels or channels lie together in memory: channels, where convolutions follow
+    convolutions, which read whole pixels; one that cuts patches does not count.
+    """
+    wide = (m for m in module.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1)
+    several = len(list(itertools.islice(wide, 2))) > 1
+    return torch.channels_last if several else torch.contiguous_format
 
 
 def weights_digest(module: nn.Module) -> str:

@@ -57,10 +57,14 @@ DEVIL, GRAD_CAM, RISE = "DeViL ", "Grad-CAM ", "RISE"
 class StudyConfig:
     """What is compared, and how finely."""
 
-    settings: tuple[str, ...] = ("all/name/none", "all/name/contrast")
+    settings: tuple[str, ...] = (
+        "all/name/none/neighbours=1/a photo of a",
+        "all/name/contrast/neighbours=1/a photo of a",
+    )
     """DeViL's maps, each as `LAYERS/WORDING/CALIBRATION[/smoothing=3][/neighbours=1][/PROMPT]`;
     LAYERS is `all`, a layer, or several joined by `+`; WORDING is name, head or caption. The first
-    is the one that rivals and controls are compared with."""
+    is the one that rivals and controls are compared with. Prompt and neighbours are those whose
+    maps lie best on objects (docs/RESULTS.md)."""
     grad_cam_layers: tuple[str, ...] = ()
     """Layers of Grad-CAM; empty: the model's last."""
     curves: tuple[str, ...] = tuple(curve.name for curve in CURVES)

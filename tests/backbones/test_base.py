@@ -230,3 +230,18 @@ def test_digest_tells_weights_apart() -> None:
     with torch.no_grad():
         next(again.module.parameters()).view(-1)[0] += 1e-3
     assert first.digest() != again.digest()
+
+
+@pytest.mark.parametrize(
+    ("name", "together"), [("torchvision:resnet18", True), ("timm:vit_tiny_patch16_224", False)]
+)
+def test_channels_lie_together_where_convolutions_read_them(name: str, together: bool) -> None:
+    backbone = load_backbone(BackboneConfig(name=name, weights="random", image_size=64))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    kernel = next(m for m in backbone.modules() if isinstance(m, torch.nn.Conv2d)).weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) is together
+    found = backbone(images)
+    backbone.module.to(memory_format=torch.contiguous_format)
+    backbone._order = torch.contiguous_format
+    for layer, expected in backbone(images).items():
+        torch.testing.assert_close(found[layer].map, expected.map, rtol=1e-4, atol=1e-4)

@@ -97,7 +97,7 @@ def test_local_weights_without_a_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["visual.", ""])
 def test_local_weights_of_open_clip(prefix: str, tmp_path: Path) -> None:
     visual = load("open_clip:RN50", seed=5, image_size=64).module
-    state = {f"{prefix}{key}": value.clone() for key, value in visual.state_dict().items()}
+    state = {f"{prefix}{key}": value.contiguous() for key, value in visual.state_dict().items()}
     if prefix:
         state["logit_scale"] = torch.tensor(1.0)
     safetensors.torch.save_file(state, tmp_path / "clip.safetensors")
