@@ -239,8 +239,9 @@ def chosen_setting(wanted: LocalisationOptions) -> tuple[dict[str, Any], MapSett
         for subset, scores in localisation(dearer)["scores"].items():
             found["scores"][subset] |= scores
         settings += dearer.settings(())
-    found["settings"] = {setting.name: asdict(setting) for setting in settings}
-    return found, best_setting(found, settings)
+    best = best_setting(found, settings)
+    named = {setting.name: asdict(setting) for setting in settings}
+    return {**found, "settings": named, "chosen": best.name}, best
 
 
 def best_setting(found: Mapping[str, Any], settings: Sequence[MapSetting]) -> MapSetting:

@@ -78,14 +78,13 @@ def _cider(record: Record, variant: str, layer: str) -> float:
     return record["variants"][variant]["cider"][layer]["mean"]
 
 
-def around_the_best(record: Record) -> ReportTable:
+def around_the_best(choosing: Record) -> ReportTable:
     """The chosen setting of maps, and those that differ from it in one thing.
 
     Where it smooths or contrasts, also those that differ in one thing from the same without.
     """
-    choosing = record["choosing"]
     scores, settings = choosing["scores"]["learned_categories"], choosing["settings"]
-    best = settings[record["chosen"]]
+    best = settings[choosing["chosen"]]
     centres = (best, {**best, "smoothing": 1, "contrast": "none"})
     near = [
         name
@@ -94,7 +93,7 @@ def around_the_best(record: Record) -> ReportTable:
     ]
     near.sort(key=lambda name: -scores[name]["precision"]["mean"])
     blind = [name for name in scores if name.startswith(GRAD_CAM) or name in (RANDOM, CENTRE)]
-    first = scores[record["chosen"]]
+    first = scores[choosing["chosen"]]
     return ReportTable(
         title="Settings",
         caption=f"{first['photos']} photos, {first['maps']} maps",
@@ -216,7 +215,6 @@ TABLES: Mapping[str, Mapping[str, Callable[[Record], ReportTable]]] = {
         "ratios": ablation_ratios,
         "without_dropout": without_dropout,
     },
-    "localisation": {"settings": around_the_best},
     "crops": {"cells": cells_table},
     "perturbation": {"published": published_perturbation},
     "neurons": {"units": units_table, "published": published_neurons},

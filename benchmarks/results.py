@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from benchmarks.findings import FINDINGS, findings_table
-from benchmarks.result_tables import TABLES, Record, lean, maps_table
+from benchmarks.result_tables import TABLES, Record, around_the_best, lean, maps_table
 from devil.errors import DataError
 from devil.files import write_atomically
 from devil.report.chart import Panel, write_chart
@@ -82,6 +82,7 @@ def results(options: ResultsOptions) -> None:
         findings=findings_table(records).markdown(),
         kept=kept,
         maps=maps,
+        settings=settings,
         agreements=agreements,
         lean=lean(records["ablation"]) if "ablation" in records else None,
         missing=[name for name in PROTOCOLS if name not in records],
@@ -112,6 +113,11 @@ def maps(record: Record, subset: str) -> str:
     """The short table of one subset of categories, under its caption."""
     made = maps_table(record, subset)
     return f"{made.title}: {made.caption}.\n\n{made.markdown()}"
+
+
+def settings(choosing: Record) -> str:
+    """What was tried to choose a setting of maps, around the best."""
+    return around_the_best(choosing).markdown()
 
 
 def agreements(record: Record) -> str:

@@ -24,20 +24,20 @@ class VisibleTokens(NamedTuple):
     """(row, 1, 1, width): which columns hold a token."""
     width: int
 
-    @classmethod
-    @torch.compiler.disable
-    def of(cls, shown: Bool[Tensor, "row token"], device: torch.device) -> "VisibleTokens":
-        """Find them where the mask is; a mask on the CPU spares a GPU the wait."""
-        counts = shown.sum(dim=1)
-        width = int(counts.max())
-        rank = shown.cumsum(dim=1) - 1
-        target = (torch.arange(len(shown), device=shown.device)[:, None] * width + rank)[shown]
-        mask = torch.arange(width, device=shown.device) < counts[:, None]
-        source = shown.flatten().nonzero()[:, 0]
-        source, target, mask = (
-            t.to(device, non_blocking=True) for t in (source, target, mask[:, None, None])
-        )
-        return cls(source, target, mask, width)
+
+@torch.compiler.disable  # sizes that follow from values end every graph
+def visible_tokens(shown: Bool[Tensor, "row token"], device: torch.device) -> VisibleTokens:
+    """Find them where the mask is; a mask on the CPU spares a GPU the wait."""
+    counts = shown.sum(dim=1)
+    width = int(counts.max())
+    rank = shown.cumsum(dim=1) - 1
+    target = (torch.arange(len(shown), device=shown.device)[:, None] * width + rank)[shown]
+    mask = torch.arange(width, device=shown.device) < counts[:, None]
+    source = shown.flatten().nonzero()[:, 0]
+    source, target, mask = (
+        t.to(device, non_blocking=True) for t in (source, target, mask[:, None, None])
+    )
+    return VisibleTokens(source, target, mask, width)
 
 
 def encode_visible(
@@ -55,7 +55,7 @@ def encode_visible(
         last: number of outputs for each row.
     """
     rows, width = tokens.shape[0], tokens.shape[2]
-    places = VisibleTokens.of(shown, tokens.device)
+    places = visible_tokens(shown, tokens.device)  # type: ignore[reportCallIssue]
     flat = tokens.flatten(0, 1).index_select(0, places.source)
     for block in encoder.layers:
         flat = _block(block, flat, rows, places)

@@ -40,8 +40,9 @@ def compiled(language_model: LanguageModel) -> LanguageModel:
         LanguageModelError: it has no list of blocks.
     """
     result = _copy(language_model)
-    lists = [m for m in result.model.base_model.modules() if isinstance(m, nn.ModuleList)]
-    blocks = max(lists, key=len, default=())
+    # The outermost list: those inside of blocks are of experts, or the like.
+    lists = (m for m in result.model.base_model.modules() if isinstance(m, nn.ModuleList))
+    blocks = next(lists, None)
     if not blocks:
         raise LanguageModelError(
             f"{language_model.config.name}: {type(language_model.model).__name__} has no list of "

@@ -64,6 +64,6 @@ def test_the_dearer_settings_are_tried_with_the_best_of_the_others(
     assert contrasted == [f'b, "the", synonyms, contrast {kind}' for kind in ("names", "pmi")]
     everything = {*cheap, *smoothed, *contrasted}
     assert set(found["settings"]) == everything == set(found["scores"]["all_categories"])
-    table = around_the_best({"choosing": found, "chosen": best.name})
+    table = around_the_best(found)
     assert table.rows[0][0] == name
     assert len(table.rows) == 8  # with one other layer, prompt, and weight, and four dearer ones
