@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import published
-from devil.evaluation.localiser import GRAD_CAM, SHUFFLED
+from devil.evaluation.localiser import GRAD_CAM, SHUFFLED, UNTRAINED
 from devil.evaluation.perturbation_scores import CENTRE, RANDOM
 from devil.evaluation.perturbation_scores import SHUFFLED as ANOTHER
+from devil.evaluation.perturbation_scores import UNTRAINED as UNTRAINED_MAPS
 from devil.evaluation.perturbation_study import DEVIL as MAPS
+from devil.evaluation.random_control import RANDOM_BACKBONE
 from devil.evaluation.stored import FREQUENT, MEAN, NEAREST
 from devil.evaluation.stored import SHUFFLED as OTHER_FEATURES
 from devil.report.table import ReportTable
@@ -26,6 +28,13 @@ LEAD = 1.2
 """DeViL was to score so many times what ClipCap's translator does, as in the paper."""
 MINUTES = 90
 """In which all figures were to be made."""
+CONTROLS = {
+    ANOTHER: "another picture",
+    UNTRAINED_MAPS: RANDOM_BACKBONE,
+    RANDOM: "random map",
+    CENTRE: "centre",
+}
+"""Of insertion and deletion, and what they are called here."""
 
 
 class Finding(NamedTuple):
@@ -40,20 +49,25 @@ class Finding(NamedTuple):
 def findings_table(records: Mapping[str, Record]) -> ReportTable:
     """A row for each finding whose figures are there."""
     rows = [found for n, find in FINDINGS.items() if n in records for found in find(records[n])]
-    minutes = sum(record["minutes"] for record in records.values())
     if set(FINDINGS) <= set(records):
-        rows.append(
-            Finding(
-                f"all figures by one command in {MINUTES} minutes on two cores",
-                _yes(minutes < MINUTES),
-                f"{minutes:.0f} minutes",
-            )
-        )
+        rows.append(_time(records))
     return ReportTable(
         title="Findings",
         caption="",
         columns=("what was to be shown", "shown?", "figures"),
         rows=tuple(tuple(row) for row in rows),
+    )
+
+
+def _time(records: Mapping[str, Record]) -> Finding:
+    minutes = sum(record["minutes"] for record in records.values())
+    added = sum(record.get("added_minutes", 0) for record in records.values())
+    late = f"; what was added later took {added:.0f} more on a slower machine" if added else ""
+    surely = minutes + added < MINUTES
+    return Finding(
+        f"all figures by one command in {MINUTES} minutes on two cores",
+        _yes(surely) if surely or minutes >= MINUTES else "not run as a whole",
+        f"{minutes:.0f} minutes{late}",
     )
 
 
@@ -131,13 +145,20 @@ def _localisation(record: Record) -> Iterator[Finding]:
     chosen = record["chosen"]
     learned = record["scores"].get("learned_categories")
     if learned:
-        own, other = learned[chosen]["precision"], learned[chosen + SHUFFLED]["precision"]
+        own = learned[chosen]["precision"]
+        controls = {"by chance": learned[chosen]["chance"]}
+        for ending, label in (
+            (SHUFFLED, "on another photo's features"),
+            (UNTRAINED, f"with a {RANDOM_BACKBONE}"),
+        ):
+            if chosen + ending in learned:
+                controls[label] = learned[chosen + ending]["precision"]["mean"]
+        told = ", ".join(f"{label} {value:.3f}" for label, value in controls.items())
         yield Finding(
             "maps for names lie on their objects",
-            _yes(own["low"] > max(other["mean"], learned[chosen]["chance"])),
+            _yes(own["low"] > max(controls.values())),
             f"precision {own['mean']:.3f} [{own['low']:.3f}, {own['high']:.3f}] for names that "
-            f"training captions use; on another photo's features {other['mean']:.3f}, by chance "
-            f"{learned[chosen]['chance']:.3f}",
+            f"training captions use; {told}",
         )
     for subset, where in (
         ("learned_imagenet_categories", "on names that training captions use"),
@@ -163,14 +184,14 @@ def _perturbation(record: Record) -> Iterator[Finding]:
     for curve, text in (("deletion/mean", "deletion"), ("insertion/blur", "insertion")):
         against = record["differences"][curve]
         sign = -1 if curve.startswith("deletion") else 1
-        for control in (ANOTHER, RANDOM, CENTRE):
+        for control in filter(against.__contains__, CONTROLS):
             ends = [sign * against[control][end] for end in ("low", "high")]
             better.append(min(ends) > 0)
         areas = record["methods"][curve]
-        named = {"": first, "another picture ": ANOTHER, "random ": RANDOM, "centre ": CENTRE}
+        named = {first: ""} | {m: f"{label} " for m, label in CONTROLS.items() if m in areas}
         told.append(
             f"{text} "
-            + ", ".join(f"{label}{areas[m]['area']['mean']:.3f}" for label, m in named.items())
+            + ", ".join(f"{label}{areas[m]['area']['mean']:.3f}" for m, label in named.items())
         )
     yield Finding(
         "insertion and deletion tell maps from controls",
@@ -183,14 +204,18 @@ def _crops(record: Record) -> Iterator[Finding]:
     layers = record["objects"].get("layers")
     if layers:
         cell = layers[ALL_LAYERS]["fields"]["cell"]
-        shuffled, constant = cell["hits"] > cell["shuffled"], cell["hits"] > cell["constant"]
+        blind = {
+            "captions of another photo": cell["shuffled"],
+            f"of a {RANDOM_BACKBONE}": cell["random_backbone"],
+            "the most frequent category everywhere": cell["constant"],
+        }
+        blind = {label: value for label, value in blind.items() if value is not None}
+        best = max(blind.values())
+        told = ", ".join(f"{label} {value:.3f}" for label, value in blind.items())
         yield Finding(
             "captions of locations name the object there",
-            "barely"
-            if shuffled and constant and cell["hits"] < 1.2 * cell["constant"]
-            else _yes(shuffled and constant),
-            f"{cell['hits']:.3f} of them; captions of another photo {cell['shuffled']:.3f}, the "
-            f"most frequent category everywhere {cell['constant']:.3f}",
+            "barely" if best < cell["hits"] < 1.2 * best else _yes(cell["hits"] > best),
+            f"{cell['hits']:.3f} of them; {told}",
         )
     if "not_run" in record["image_text"]:
         yield Finding(

@@ -4,8 +4,8 @@
 
 Needs the public load generator `hey` (Debian's package of that name). A small real model is trained
 first (three shards of photos, some hundred steps), unless `--model` names one. Then the same photos
-are captioned at every location of the last layer: by the library, in as many processes as the
-service has copies, before and after the rest; over HTTP, by as many clients as keep it busy; by
+are captioned at every location of the last layer: by the library, in one process and in as many as
+the service has copies, before and after the rest; over HTTP, by as many clients as keep it busy; by
 `hey` at half of that rate; and at ten times of it. While the rate is measured nobody is refused.
 Figures go to `benchmarks/results/service-load.json`.
 """
@@ -51,7 +51,7 @@ LAYER, TOKENS = "blocks.11", 20
 TOGETHER = 8
 """Pictures at once in the library."""
 CLIENTS = 8
-"""Requests at once while the rate is measured."""
+"""Requests at once for each copy while the rate is measured."""
 WARM = 24
 """Pictures before any rate is measured: sizes of batches that are new take longer."""
 WORKERS = 8
@@ -97,11 +97,12 @@ def load(options: LoadOptions) -> dict[str, Any]:
         start_ray()
         model = options.model or small_model(Path(folder), options.steps)
         photos = some_photos(options.photos)
-        rates = [_library(model, photos, options.replicas)]
+        processes = sorted({1, options.replicas})
+        rates = {count: [_library(model, photos, count)] for count in processes}
         found = _served(options, model, photos, Path(folder))
-        # Again, for machines are not steady.
-        rates.append(_library(model, photos, options.replicas))
-        offline = statistics.mean(rates)
+        for count in processes:  # again, for machines are not steady
+            rates[count].append(_library(model, photos, count))
+    served = found["served_locations_per_second"]
     found = {
         "machine": describe_machine(),
         "settings": {
@@ -111,8 +112,14 @@ def load(options: LoadOptions) -> dict[str, Any]:
             "replicas": options.replicas,
             "max_wait_seconds": options.max_wait_seconds,
         },
-        "offline_locations_per_second": [round(rate, 1) for rate in rates],
-        "served_share_of_offline": round(found["served_locations_per_second"] / offline, 3),
+        "offline": [
+            {
+                "processes": count,
+                "locations_per_second": [round(rate, 1) for rate in measured],
+                "served_share": round(served / statistics.mean(measured), 3),
+            }
+            for count, measured in rates.items()
+        ],
         **found,
     }
     write_json(Path(options.results) / "service-load.json", found)
@@ -140,15 +147,15 @@ def some_photos(count: int) -> list[bytes]:
     return list(itertools.islice(samples, count))
 
 
-def _library(model: str, photos: Sequence[bytes], copies: int) -> float:
-    """Locations a second of the library in as many processes as the service has copies."""
-    warm = photos[:WARM]
-    engines = [_Engine.remote(model, (os.cpu_count() or 1) // copies or 1) for _ in range(copies)]
-    ray.get([engine.rate.remote(warm) for engine in engines])
-    parts = [photos[copy::copies] for copy in range(copies)]
+def _library(model: str, photos: Sequence[bytes], processes: int) -> float:
+    """Locations a second of the library in some processes, which share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // processes)
+    engines = [_Engine.remote(model, threads) for _ in range(processes)]
+    ray.get([engine.rate.remote(photos[:TOGETHER]) for engine in engines])
+    parts = [photos[place::processes] for place in range(processes)]
     calls = [engine.rate.remote(part) for engine, part in zip(engines, parts, strict=True)]
     rate = sum(ray.get(calls))
-    logger.info("library: %.1f locations/s", rate)
+    logger.info("library in %d processes: %.1f locations/s", processes, rate)
     return rate
 
 
@@ -190,7 +197,7 @@ def _served(
     common |= {"keep_explanations": 10}
     address = f"http://127.0.0.1:{port}"
     ray.serve.run(app(Settings.model_validate({**common, "max_wait_seconds": 1000})))
-    rate = asyncio.run(_rate(address, photos))
+    rate = asyncio.run(_rate(address, photos, CLIENTS * options.replicas))
     logger.info("service: %.1f locations/s", rate["locations"])
     limited = {**common, "max_wait_seconds": options.max_wait_seconds}
     ray.serve.run(app(Settings.model_validate(limited)))
@@ -218,8 +225,8 @@ def _request(photo: bytes) -> dict[str, Any]:
     return {"image": b64encode(photo).decode(), **asked}
 
 
-async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
-    """Locations and requests a second with `CLIENTS` requests open at all times."""
+async def _rate(address: str, photos: Sequence[bytes], clients: int) -> dict[str, float]:
+    """Locations and requests a second with so many requests open at all times."""
     waiting = iter([*photos[:WARM], *photos, *photos])
     done: list[tuple[float, int]] = []
 
@@ -230,8 +237,8 @@ async def _rate(address: str, photos: Sequence[bytes]) -> dict[str, float]:
             done.append((time.perf_counter(), math.prod(grid)))
 
     async with httpx.AsyncClient(base_url=address, timeout=600) as client:
-        await asyncio.gather(*(ask(client) for _ in range(CLIENTS)))
-    done = done[WARM - 1 : -CLIENTS]  # while all clients are busy
+        await asyncio.gather(*(ask(client) for _ in range(clients)))
+    done = done[WARM - 1 : -clients]  # while all clients are busy
     seconds = done[-1][0] - done[0][0]
     return {
         "locations": sum(n for _, n in done[1:]) / seconds,
