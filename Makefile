@@ -10,6 +10,8 @@ BIN := .venv/bin
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 export RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH ?= serve.front:layers
+# Serve's controller looks ten times a second by default, for a twentieth of a small machine's core.
+export RAY_SERVE_CONTROL_LOOP_INTERVAL_S ?= 0.5
 
 .PHONY: demo test test-live lint serve install clean
 

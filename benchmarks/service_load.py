@@ -54,6 +54,8 @@ CLIENTS = 8
 """Requests at once for each copy while the rate is measured."""
 WARM = 24
 """Pictures before any rate is measured: sizes of batches that are new take longer."""
+CONTROL_SECONDS = "0.5"
+"""Between two looks of Serve's controller, as in the Makefile."""
 WORKERS = 8
 """Connections of the load beyond what can be carried. They send in step, all at once."""
 
@@ -93,6 +95,7 @@ def load(options: LoadOptions) -> dict[str, Any]:
     if shutil.which("hey") is None:
         raise ConfigError("the load generator hey is not installed; apt-get install hey.")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", CONTROL_SECONDS)
     with tempfile.TemporaryDirectory() as folder:
         start_ray()
         model = options.model or small_model(Path(folder), options.steps)
