@@ -17,6 +17,11 @@ from pipelines.protocols.localisation_tables import TITLES
 Record = Mapping[str, Any]
 
 
+def rounded(cell: Cell) -> Cell:
+    """A figure that rounds to nothing is nothing."""
+    return 0.0 if isinstance(cell, float) and abs(cell) < 0.0005 else cell
+
+
 def published_language(record: Record) -> ReportTable:
     """DeViL, Tables 3 and 4."""
     return ReportTable(
@@ -190,7 +195,7 @@ def units_table(record: Record) -> ReportTable:
         title=own["title"],
         caption=own["caption"],
         columns=tuple(own["columns"]),
-        rows=tuple(tuple(row) for row in (model, untrained, *rest)),
+        rows=tuple(tuple(map(rounded, row)) for row in (model, untrained, *rest)),
     )
 
 

@@ -15,11 +15,18 @@ from typing import Any
 import jinja2
 
 from benchmarks.findings import FINDINGS, findings_table
-from benchmarks.result_tables import TABLES, Record, around_the_best, lean, maps_table
+from benchmarks.result_tables import (
+    TABLES,
+    Record,
+    around_the_best,
+    lean,
+    maps_table,
+    rounded,
+)
 from devil.errors import DataError
 from devil.files import write_atomically
 from devil.report.chart import Panel, write_chart
-from devil.report.table import Cell, ReportTable
+from devil.report.table import ReportTable
 from pipelines.cli import run_script
 from pipelines.protocols.perturbation_tables import figure as perturbation_figure
 from pipelines.protocols.perturbation_tables import short_names
@@ -99,14 +106,10 @@ def kept(record: Record, number: int) -> str:
     """
     table = record["tables"][number]
     names = short_names([str(row[0]) for row in table["rows"]])
-    rows = tuple((names[str(row[0])], *map(_rounded, row[1:])) for row in table["rows"])
+    rows = tuple((names[str(row[0])], *map(rounded, row[1:])) for row in table["rows"])
     columns = tuple(table["columns"])
     made = ReportTable(title="", caption="", columns=columns, rows=rows)
     return f"{table['caption'].rstrip('.')}:\n\n{made.markdown()}"
-
-
-def _rounded(cell: Cell) -> Cell:
-    return 0.0 if isinstance(cell, float) and abs(cell) < 0.0005 else cell
 
 
 def maps(record: Record, subset: str) -> str:
