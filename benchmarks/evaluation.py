@@ -223,7 +223,7 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         half="reporting",
         limit=None,
     )
-    return {**localisation(reported), "chosen": best.name, "choosing": choosing}
+    return {**localisation(reported), "choosing": choosing}
 
 
 def chosen_setting(wanted: LocalisationOptions) -> tuple[dict[str, Any], MapSetting]:
@@ -235,7 +235,10 @@ def chosen_setting(wanted: LocalisationOptions) -> tuple[dict[str, Any], MapSett
     found, settings = localisation(wanted), list(wanted.settings(()))
     best = best_setting(found, settings)
     one = with_setting(wanted, best)
-    for dearer in (replace(one, smoothing=(3, 5)), replace(one, contrast=("names", "pmi"))):
+    for dearer in (
+        replace(one, smoothing=(3, 5), output=f"{wanted.output}_smoothing"),
+        replace(one, contrast=("names", "pmi"), output=f"{wanted.output}_contrast"),
+    ):
         for subset, scores in localisation(dearer)["scores"].items():
             found["scores"][subset] |= scores
         settings += dearer.settings(())

@@ -5,14 +5,14 @@ from typing import Any
 
 from benchmarks import published
 from devil.evaluation.bootstrap import Interval
-from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM, SHUFFLED, UNTRAINED
+from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM
 from devil.evaluation.random_control import RANDOM_BACKBONE
 from devil.evaluation.stored import SHUFFLED as OTHER_FEATURES
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
 from pipelines.protocols.ablation import DEVIL, ablation_table
 from pipelines.protocols.captioning import captioning_table, language_table
-from pipelines.protocols.localisation_tables import TITLES
+from pipelines.protocols.localisation_tables import CONTROLS, TITLES
 
 Record = Mapping[str, Any]
 
@@ -120,13 +120,12 @@ def maps_table(record: Record, subset: str) -> ReportTable:
 
     The part of the settings' names that all of them share is left out: it is told once.
     """
-    scores, chosen = record["scores"][subset], record["chosen"]
+    scores, chosen = record["scores"][subset], record["choosing"]["chosen"]
     _, _, shared = chosen.partition(", ")
-    endings = {SHUFFLED: "shuffled", UNTRAINED: RANDOM_BACKBONE}
-    controls = {e: c for e, c in endings.items() if any(name.endswith(e) for name in scores)}
+    controls = {e: c for e, c in CONTROLS.items() if any(name.endswith(e) for name in scores)}
     rows: list[tuple[Cell, ...]] = []
     for name, found in scores.items():
-        if name.endswith(tuple(endings)):
+        if name.endswith(tuple(CONTROLS)):
             continue
         beside = [scores.get(name + ending) for ending in controls]
         row: list[Cell] = [name.removesuffix(f", {shared}")]

@@ -6,11 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
-from scripted_server import (
-    Reply,
-    document,
-    small_explanation,
-)
+from scripted_server import Reply, document, small_explanation
 
 from devil.client import AsyncClient, Client, RetryConfig
 from devil.errors import DevilError

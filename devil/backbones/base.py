@@ -138,7 +138,7 @@ class Backbone(nn.Module):
             one, the class token (batch, channels); float32, or the dtype of autocast.
         """
         self._outputs.clear()
-        self.module(images.contiguous(memory_format=self._order))
+        self._run(images)
         size = (int(images.shape[2]), int(images.shape[3]))
         features = {
             layer: self._layouts[layer].read(self._outputs[layer], size) for layer in self.layers
@@ -146,13 +146,16 @@ class Backbone(nn.Module):
         self._outputs.clear()
         return features
 
+    def _run(self, images: Tensor) -> Any:
+        return self.module(images.contiguous(memory_format=self._order))
+
     def model_output(self, images: Float[Tensor, "batch 3 height width"]) -> Any:
         """What the vision model itself returns: logits, where it was loaded with its head.
 
         Gradients flow to the images where they require them.
         """
         try:
-            return self.module(images.contiguous(memory_format=self._order))
+            return self._run(images)
         finally:
             self._outputs.clear()
 
