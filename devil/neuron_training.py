@@ -172,7 +172,7 @@ def train_on_neurons(
     losses = _run(trainer, batches, validation)
     best = min(losses, key=lambda step: losses[step]) if losses else config.steps
     return DeViL(
-        translator=parts.eval(),
+        translator=parts,
         language_model=language_model,
         backbone_config=backbone.config,
         backbone_digest=backbone.digest,

@@ -137,7 +137,9 @@ class Trainer:
                 be compiled for this processor lacks a C++ compiler.
         """
         check_context(language_model, translator.config.prefix_length, config)
-        self.translator, self.lm, self.config = translator, language_model, config
+        # Nothing in it draws by its mode, but its kernels follow it: one mode from first to last,
+        # so that a validation finds the same after a restart, to the last bit.
+        self.translator, self.lm, self.config = translator.eval(), language_model, config
         self.forward = wrapped or translator
         self.rank, self.world = rank, world
         self.optimiser = build_optimiser(translator, config)

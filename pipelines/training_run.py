@@ -164,7 +164,6 @@ class TrainingRun:
         if not math.isnan(loss := self.trainer.validation_loss(self.held_out)):
             scores["validation_loss"] = loss
         decoding = DecodingConfig(max_new_tokens=min(30, self.config.max_caption_tokens))
-        self.model.eval()
         result = evaluate_stored(
             self.model, self.held_out, layers=layers, decoding=decoding, seed=self.config.seed
         )

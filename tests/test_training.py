@@ -1,5 +1,6 @@
 """Training: schedule, groups, resumption bit for bit, and losses that fall as they did before."""
 
+import copy
 import functools
 import importlib.util
 import json
@@ -278,6 +279,16 @@ def test_validation_loss(lm: LanguageModel, tmp_path: Path) -> None:
         part, labels = reference.caption_loss(lm, prefix, [ids])
         total, count = total + part.detach(), count + labels
     assert loss == pytest.approx(float(total) / count, rel=1e-5)
+
+
+def test_validation_loss_after_an_evaluation(lm: LanguageModel, tmp_path: Path) -> None:
+    """As before it to the last bit: where training was interrupted changes no choice of weights."""
+    trainer, batches = parts(tmp_path, lm, config())
+    rows = batches.held_out()
+    for batch in batches(0, 30):
+        trainer.train_step(batch)
+        evaluated = Trainer(copy.deepcopy(trainer.translator).eval(), lm, trainer.config)
+        assert trainer.validation_loss(rows) == evaluated.validation_loss(rows)
 
 
 def test_captions_longer_than_the_context(lm: LanguageModel, tmp_path: Path) -> None:
