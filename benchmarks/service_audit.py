@@ -1,11 +1,10 @@
 """A bulk audit over HTTP with corrupt files, and the service restarted in its middle.
 
-    python -m benchmarks.service_audit --folder runs/service-audit
+    python -m benchmarks.service_audit --model runs/demo/model --folder runs/service-audit
 
 A Ray head of its own, the real `serve` application on it, an upload of small pictures of which one
 in a hundred is corrupt, `serve shutdown` and a new start while the job runs: at the end every
-picture must be accounted for once. Uses the model of `--model`, or a small one that is trained by
-nobody (random weights), for what is measured is the service and not the words.
+picture must be accounted for once. A small model will do, for what is measured is the service.
 """
 
 import io

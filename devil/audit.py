@@ -28,6 +28,7 @@ from devil.errors import ConfigError
 from devil.explanation import Caption, Explanation, LayerExplanation
 from devil.features import ERROR_SCHEMA, renamed
 from devil.model import DeViL
+from devil.picture import MAX_PIXELS
 from devil.pooling import smooth
 from devil.saliency import Calibration, check_calibration, tokenize_queries
 
@@ -71,6 +72,8 @@ class AuditConfig:
     """Text that queries are conditioned on, not scored."""
     smoothing: int = 1
     """Odd kernel of the average pooling before a location is read; 1 is none."""
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are errors, found before they are decoded."""
     batch_size: int = 8
     """Pictures explained at once."""
 
@@ -134,7 +137,8 @@ class Auditor:
         self, unit: Unit, failures: list[Failure], names: Mapping[str, str]
     ) -> Iterator[Picture]:
         """Pictures that can be read; the others go to `failures`, under other names for paths."""
-        for picture in pictures(unit, inside=self.inside):
+        limit = self.config.max_pixels
+        for picture in pictures(unit, inside=self.inside, max_pixels=limit):
             if isinstance(picture, Picture):
                 yield picture
                 continue

@@ -1,11 +1,12 @@
-"""The command `devil`: explain a picture, audit many, list models, here or by a service.
+"""The command `devil`: explain a picture, audit many, list models.
 
     devil explain photo.jpg --query dog --layer layer4
     devil audit photos --server http://localhost:8000 --query dog --output runs/audit
     devil models --server http://localhost:8000
 
-Without `--server` the model is loaded here; answers are the same. A service is reached by
-`devil.client`, with the API key in the environment's `DEVIL_API_KEY`.
+A picture is explained by a service or, without `--server`, by a model that is loaded here; answers
+are the same. Audits and lists are a service's, which is reached by `devil.client`, with the API key
+in the environment's `DEVIL_API_KEY`.
 """
 
 import io

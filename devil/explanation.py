@@ -137,7 +137,7 @@ class Explanation:
     model: str
     """Name or hub id of the model."""
     version: str
-    """Digest of the model's weights and configuration."""
+    """Digest of the translator's weights."""
     source: str | None = None
     """File name or key of the picture."""
     image: Image.Image | None = field(default=None, compare=False, repr=False)

@@ -45,7 +45,7 @@ class DeViL(nn.Module):
         backbone_digest: digest of the weights it was trained for.
         shapes: each layer's (channels, height, width).
         statistics: per slot, over the training set; the means calibrate saliency.
-        training: what is known of the training: steps, scores, versions.
+        summary: what is known of the training: steps, scores, versions.
         name, version: written into explanations.
     """
 

@@ -131,7 +131,7 @@ def audited(options: AuditOptions) -> Iterator[Explanation]:
     """The first `report_images` explanations of a finished audit, with their pictures."""
     parts = finished_parts(options.output)
     units = [unit for unit in _units(options.images, parts) if _is_done(unit, parts)]
-    yield from _first(units, Path(options.output), options.report_images, options.inside)
+    yield from _first(units, options)
 
 
 def _units(images: str, parts: Mapping[str, Part]) -> list[Unit]:
@@ -207,9 +207,9 @@ def _run_description(options: AuditOptions, version: str) -> dict[str, Any]:
     }
 
 
-def _first(units: list[Unit], output: Path, most: int, inside: str | None) -> Iterator[Explanation]:
+def _first(units: list[Unit], options: AuditOptions) -> Iterator[Explanation]:
     """The first explanations, with their pictures opened again."""
-    left = most
+    output, left = Path(options.output), options.report_images
     for unit in units:
         if not left:
             return
@@ -217,7 +217,8 @@ def _first(units: list[Unit], output: Path, most: int, inside: str | None) -> It
         with fsspec.open(str(output / f"part-{unit.name}.parquet"), "rb") as file:
             for explanation in table_explanations(pq.read_table(file)):
                 waiting.setdefault(explanation.source, deque()).append(explanation)
-        for picture in pictures(unit, inside=inside):
+        limit = options.audit.max_pixels
+        for picture in pictures(unit, inside=options.inside, max_pixels=limit):
             if left and isinstance(picture, Picture) and waiting.get(picture.key):
                 left -= 1
                 yield replace(waiting[picture.key].popleft(), image=picture.image)

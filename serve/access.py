@@ -68,10 +68,10 @@ def admitted(scope: Scope, keys: Keys) -> str | None:
     Raises:
         Denied: it may not be answered.
     """
-    if is_open(scope["path"].removeprefix(scope.get("root_path", ""))):
-        return None
     headers = Headers(scope=scope)
     check_origin(headers)
+    if is_open(scope["path"].removeprefix(scope.get("root_path", ""))):
+        return None
     if keys.configured:
         return _owner(headers, keys)
     check_local(scope, headers)

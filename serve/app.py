@@ -198,12 +198,7 @@ def app(settings: Settings) -> ray.serve.Application:
     Raises:
         ModelFolderError: a model folder does not exist.
     """
-    paths = {
-        "model": ",".join(f"{name}={at}" for name, at in served_models(settings.model).items()),
-        "keys": settings.keys and str(Path(settings.keys).resolve()),
-        "state": str(Path(settings.state).resolve()),
-    }
-    settings = settings.model_copy(update=paths)
+    settings = with_whole_paths(settings)
     # Here alone: the ingress imports this file, and must not load torch.
     from pipelines.pool import KEEP_MEMORY
     from serve.explainer import Explainer
@@ -239,6 +234,21 @@ def app(settings: Settings) -> ray.serve.Application:
         logging_config=logging_of(settings),
     )
     return ingress.bind(settings, explainer)
+
+
+def with_whole_paths(settings: Settings) -> Settings:
+    """Settings that mean the same in the working folder of any process.
+
+    Raises:
+        ModelFolderError: a model folder does not exist.
+    """
+    paths = {
+        "model": ",".join(f"{name}={at}" for name, at in served_models(settings.model).items()),
+        # Links stay: a secret of Kubernetes is one, and leads elsewhere after each change.
+        "keys": settings.keys and str(Path(settings.keys).absolute()),
+        "state": str(Path(settings.state).resolve()),
+    }
+    return settings.model_copy(update=paths)
 
 
 def _gpus(settings: Settings) -> float:

@@ -20,6 +20,7 @@ import fsspec
 from devil.audit_parts import Part, count, is_part, read_part
 from devil.errors import DataError
 from devil.files import write_json
+from devil.picture import MAX_PIXELS
 from serve.audit_schemas import Progress, Results, State
 
 REQUEST, ATTEMPT, END, CANCELLED = "request.json", "attempt.json", "end.json", "cancelled"
@@ -52,6 +53,8 @@ class Request:
     ignored: int | None = None
     """Files of an upload that are no pictures."""
     options: dict[str, Any]
+    max_pixels: int = MAX_PIXELS
+    """Larger pictures are errors."""
     workers: int = 1
     """Actors of the job."""
     cpus: int = 1

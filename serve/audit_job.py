@@ -41,12 +41,12 @@ def options(folder: AuditFolder, request: Request) -> AuditOptions:
     """The pipeline's options for a request."""
     asked = dict(request.options)
     decoding = DecodingConfig(max_new_tokens=asked.pop("max_new_tokens"))
-    layers, queries = (tuple(asked.pop(name)) for name in ("layers", "queries"))
+    asked |= {name: tuple(asked[name]) for name in ("layers", "queries")}
     return AuditOptions(
         model=request.model_folder,
         images=request.address,
         output=str(folder.output),
-        audit=AuditConfig(layers=layers, queries=queries, **asked),
+        audit=AuditConfig(max_pixels=request.max_pixels, **asked),
         decoding=decoding,
         pool=PoolConfig(
             workers=request.workers,

@@ -88,6 +88,7 @@ class AuditMaker:
             pictures=unpacked.pictures if unpacked else None,
             ignored=unpacked.ignored if unpacked else None,
             options=body.fields.options().model_dump(),
+            max_pixels=self.settings.max_pixels,
             workers=self.settings.audit_workers,
             cpus=self.settings.audit_threads,
             gpus=self.settings.audit_gpus,

@@ -54,7 +54,8 @@ class AuditOptions(_Strict):
     )
     prompt: Text = Field("", description="Text that queries are conditioned on, not scored.")
     smoothing: Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)] = Field(
-        1, description="Odd kernel of the average pooling of maps; 1: none."
+        1,
+        description="Odd kernel of the average pooling before a location is read; 1: none.",
     )
     max_new_tokens: int = Field(50, ge=1, le=256, description="Longest caption, in tokens.")
 
@@ -142,7 +143,7 @@ EXAMPLE: dict[str, Any] = {
     "created": "2026-11-28T17:15:08.123456+00:00",
     "title": "Photos of May",
     "model": "model",
-    "version": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "version": "9f86d081884c7d65",
     "images": "/data/photos/may",
     "options": AuditOptions.model_validate({"queries": ("dog",)}).model_dump(mode="json"),
     "progress": {

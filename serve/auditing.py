@@ -74,7 +74,11 @@ class Auditing:
         finally:
             self._uploads -= 1
         response.headers["Location"] = f"/v1/audits/{name}"
-        return await _thread(self.audits.document, name)
+        return await self._begun(name)
+
+    async def _begun(self, name: str) -> AuditDocument:
+        """What is answered once the job runs: no error, which would have it started twice."""
+        return await _thread(lambda: self.audits.document(name, begun=True))
 
     async def _check_room(self) -> None:
         if await _thread(self.audits.active) >= self.settings.max_audits:
@@ -143,7 +147,7 @@ class Auditing:
             await self._check_room()
             await _thread(self.audits.start, audit)
         response.headers["Location"] = f"/v1/audits/{audit}"
-        return await _thread(self.audits.document, audit)
+        return await self._begun(audit)
 
     async def delete(self, audit: str) -> Response:
         """Answer `DELETE /v1/audits/{audit}`."""

@@ -202,11 +202,12 @@ class Audits:
             if folder.name.startswith(REMOVED) or (half and old):
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def document(self, name: str, *, results: bool = True) -> AuditDocument:
-        """An audit as clients see it."""
+    def document(self, name: str, *, results: bool = True, begun: bool = False) -> AuditDocument:
+        """An audit as clients see it; one that has `begun` just now is queued, whoever is asked."""
         folder = self.folder(name)
         request = folder.request()
-        state, problem = self.state(name)  # before the counts: what is finished is counted whole
+        # Before the counts: what is finished is counted whole.
+        state, problem = End("queued", None) if begun else self.state(name)
         return AuditDocument(
             id=name,
             state=state,

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.access import REQUEST_ID, SANE_ID
+from serve.access import HEADERS, REQUEST_ID, SANE_ID
 from serve.problems import internal_error, problem_response
 from serve.schemas import Refusal
 
@@ -90,7 +90,8 @@ class _Rewriting:
         else:
             refusal = Refusal(status, DETAILS.get(status, "The request was refused."))
         kept = {REQUEST_ID: headers[REQUEST_ID]} if REQUEST_ID in headers else {}
-        await problem_response(refusal, kept)(self._scope, self._receive, self._send)
+        response = problem_response(refusal, HEADERS | kept)
+        await response(self._scope, self._receive, self._send)
 
 
 def layers() -> list[Middleware]:

@@ -2,7 +2,7 @@
 
 A local root holds what really lies in it, after every link and `..` is followed; a bucket's root
 holds addresses that begin with it, segment by segment, and have no spelling that could mean another
-place. Links below a local address are left to the audit itself (`AuditConfig.inside`).
+place. Links below a local address are left to the audit itself (`inside` of its options).
 """
 
 import os

@@ -62,7 +62,8 @@ class _Asked(BaseModel):
     )
     prompt: Text = Field("", description="Text that queries and words are conditioned on.")
     smoothing: Annotated[int, Field(ge=1, le=63), AfterValidator(_odd)] = Field(
-        1, description="Odd kernel of the average pooling of maps; 1: none."
+        1,
+        description="Odd kernel of the average pooling before a location is read; 1: none.",
     )
     keep: bool = Field(
         True, description="Keep the explanation for `GET /v1/explanations/{id}`, with its picture."

@@ -54,7 +54,7 @@ class ServedModel:
 
     id: str
     version: str
-    """Digest of its weights and configuration."""
+    """Digest of its translator's weights."""
     backbone: str
     language_model: str
     layers: tuple[ServedLayer, ...]

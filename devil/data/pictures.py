@@ -14,7 +14,7 @@ from devil.data.sample import Failure, unicode_text
 from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, shard_names
 from devil.errors import DataError, ImageError
 from devil.files import really_inside
-from devil.images import open_image
+from devil.picture import MAX_PIXELS, open_image
 
 WILDCARDS = "*?["
 
@@ -121,42 +121,45 @@ def _below(paths: Sequence[str], root: str) -> dict[str, str]:
     return {unicode_text(path.removeprefix(root)): path for path in paths}
 
 
-def pictures(unit: Unit, *, inside: str | None = None) -> Iterator[Picture | Failure]:
+def pictures(
+    unit: Unit, *, inside: str | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Picture | Failure]:
     """A unit's pictures, decoded, in order; what cannot be read or decoded says why.
 
     Args:
         unit: of `list_units`.
         inside: local folder, without links, that files must really lie in; others are not opened.
+        max_pixels: larger pictures are not decoded.
     """
     for path, file in zip(unit.paths, unit.files, strict=True):
         if inside is not None and not really_inside(path, inside):
             error = DataError("a link leads out of the folder that may be read")
             yield Failure.of(file, path, "read", error)
         elif path.endswith(".tar"):
-            yield from _of_shard(path)
+            yield from _of_shard(path, max_pixels)
         else:
-            yield _of_file(path, file)
+            yield _of_file(path, file, max_pixels)
 
 
-def _of_shard(path: str) -> Iterator[Picture | Failure]:
+def _of_shard(path: str, max_pixels: int) -> Iterator[Picture | Failure]:
     try:
         for sample in read_shard(path):
-            yield _decoded(sample.key, path, sample.image or b"")
+            yield _decoded(sample.key, path, sample.image or b"", max_pixels)
     except (DataError, OSError) as error:
         yield Failure.of("", path, "read", error)
 
 
-def _of_file(path: str, key: str) -> Picture | Failure:
+def _of_file(path: str, key: str, max_pixels: int) -> Picture | Failure:
     try:
         fs, name = fsspec.core.url_to_fs(path)
         content = fs.cat_file(name)
     except Exception as error:  # each file system raises kinds of its own
         return Failure.of(key, path, "read", error)
-    return _decoded(key, path, content)
+    return _decoded(key, path, content, max_pixels)
 
 
-def _decoded(key: str, source: str, content: bytes) -> Picture | Failure:
+def _decoded(key: str, source: str, content: bytes, max_pixels: int) -> Picture | Failure:
     try:
-        return Picture(key, unicode_text(source), open_image(content))
+        return Picture(key, unicode_text(source), open_image(content, max_pixels=max_pixels))
     except ImageError as error:
         return Failure.of(key, source, "decode", error)

@@ -5,7 +5,8 @@
 
 For every category in a photo: pointing game, average precision over pixels, and intersection over
 union of the map for the category's name. Writes `localisation.json` into the output folder, and
-prints two tables: all categories, and those that Grad-CAM has an ImageNet class for.
+prints two tables: all categories, and those that Grad-CAM has an ImageNet class for; with `--train`
+two more, of the categories among them that training captions name.
 """
 
 import functools

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import picture, tiny_model, tiny_shards
+from tiny import SIDE, picture, tiny_model, tiny_shards
 
 from devil.audit import (
     AuditConfig,
@@ -300,3 +300,16 @@ def test_shards_of_one_name_are_refused_and_damage_keeps_its_place(tmp_path: Pat
     assert (unit.name, unit.files) == ("0", ("0.tar",))
     found = list(pictures(unit))
     assert isinstance(found[-1], Failure) and found[-1].stage == "read"
+
+
+def test_pictures_of_too_many_pixels_are_errors(tmp_path: Path) -> None:
+    photos(tmp_path, 1)
+    with tarfile.open(tmp_path / "shard.tar", "w") as tar:
+        tar.add(tmp_path / "photos" / "0.png", "0.png")
+    for place in ("photos", "shard.tar"):
+        (unit,) = list_units(str(tmp_path / place))
+        (found,) = pictures(unit, max_pixels=SIDE**2)
+        assert isinstance(found, Picture)
+        (found,) = pictures(unit, max_pixels=SIDE**2 - 1)
+        assert isinstance(found, Failure) and found.stage == "decode", found
+        assert "pixels" in found.message

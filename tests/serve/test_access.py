@@ -147,6 +147,7 @@ def test_pages_of_others_are_refused(local: Ask, locked: Ask, key: str, origin: 
             response = ask("/v1/things/one", method, headers=headers)
             assert_problem(response, 403, None, "another site")
             assert "access-control-allow-origin" not in response.headers
+        assert_problem(ask("/healthz", headers={"origin": origin}), 403, None, "another site")
 
 
 def test_the_own_page_may_ask(local: Ask, locked: Ask, key: str) -> None:

@@ -24,6 +24,7 @@ from serve.audit_folder import (
     End,
     Request,
 )
+from serve.audit_job import options
 from serve.audit_schemas import AuditDocument, AuditOptions, State
 from serve.auditing import CLOSED, _policy
 from serve.audits import ID, Audits, UnknownAuditError, new_id
@@ -48,6 +49,7 @@ def request(name: str, **changes: object) -> Request:
         "address": "/pictures",
         "inside": "/pictures",
         "options": AuditOptions().model_dump(),  # type: ignore[call-arg]
+        "max_pixels": 1000,
     }
     return Request(**(values | changes))  # type: ignore[arg-type]
 
@@ -152,6 +154,7 @@ def test_an_end_is_that_of_the_last_attempt(folder: AuditFolder, audits: Audits)
     folder.write_attempt(Attempt(number=1, submitted="now"))
     with pytest.raises(JobServerError, match="cannot be reached"):
         audits.state(name)
+    assert audits.document(name, begun=True).state == "queued"  # the client must not begin again
     folder.write_end(1, End("failed", "why"))
     assert audits.state(name) == End("failed", "why")
     assert audits.document(name).problem == "why"
@@ -218,6 +221,14 @@ def test_what_is_told_of_a_failure_has_no_paths() -> None:
     assert told("s3://bucket/x/y is not there", {}) == "s3://bucket/x/y is not there"
     assert told("1/2 of 3 and/or 4", {}) == "1/2 of 3 and/or 4"
     assert len(told("x" * 9000, {})) == 2000
+
+
+def test_the_job_is_asked_what_the_client_asked(folder: AuditFolder) -> None:
+    asked = AuditOptions(queries=["dog"], layers=["all"], max_new_tokens=7)  # type: ignore[call-arg]
+    found = options(folder, request("x", options=asked.model_dump(), max_pixels=5))
+    assert found.decoding.max_new_tokens == 7
+    assert found.audit.queries == ("dog",) and found.audit.layers == ("all",)
+    assert found.audit.max_pixels == 5 and found.inside == "/pictures"
 
 
 def test_options_that_the_model_cannot_answer(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_plain_errors_become_problem_documents(status: int, says: bytes) -> None
     assert headers["content-type"] == "application/problem+json"
     assert headers["x-request-id"] == "abc" and int(headers["content-length"]) == len(body)
     assert ("retry-after" in headers) == (status in (429, 503))
+    assert headers["x-content-type-options"] == "nosniff"
 
 
 def test_all_else_passes_as_it_is() -> None:

@@ -1,6 +1,7 @@
 """Keys: made once, written down as hashes, read again when their file changes."""
 
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 
 from devil.errors import ConfigError
 from serve import keys
+from serve.app import with_whole_paths
 from serve.keys import KeyLine, Keys, add_key, digest_of, environment_keys, new_key, read_keys
+from serve.settings import Settings
 
 NONE: dict[str, str] = {}
 
@@ -70,6 +73,26 @@ def test_the_file_is_read_again_when_it_changes(
     assert "cannot" in caplog.text or "No such file" in caplog.text
     file.write_text("")
     assert found.configured and found.owner(bob) is None
+
+
+def test_a_secret_of_kubernetes_changes_behind_its_link(tmp_path: Path) -> None:
+    """keys.txt → ..data/keys.txt, ..data → a folder that goes away with the next version."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"name": "tiny"}')
+    made = {}
+    for name in ("alice", "bob"):
+        (tmp_path / f"..of-{name}").mkdir()
+        made[name] = add_key(tmp_path / f"..of-{name}" / "keys.txt", name)
+    data, file = tmp_path / "..data", tmp_path / "keys.txt"
+    data.symlink_to("..of-alice")
+    file.symlink_to("..data/keys.txt")
+    settings = Settings(model=str(tmp_path / "model"), keys=str(file))
+    found = Keys(with_whole_paths(settings).keys, NONE)
+    assert [found.owner(key) for key in made.values()] == ["alice", None]
+    data.unlink()
+    data.symlink_to("..of-bob")
+    shutil.rmtree(tmp_path / "..of-alice")
+    assert [found.owner(key) for key in made.values()] == [None, "bob"]
 
 
 @pytest.mark.parametrize(
