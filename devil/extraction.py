@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from devil.backbones import Backbone
+from devil.config import ExtractionConfig
 from devil.data.sample import Failure, Sample
 from devil.data.shard import Shard
 from devil.data.source import Source
@@ -88,13 +89,27 @@ class Extractor:
     """Turns shards into parts with one backbone; callable and testable without a cluster."""
 
     def __init__(
-        self, backbone: Backbone, source: Source, store: FeatureStore, *, threads: int = 2
+        self,
+        backbone: Backbone,
+        source: Source,
+        store: FeatureStore,
+        config: ExtractionConfig | None = None,
+        *,
+        threads: int = 2,
     ) -> None:
-        """Take a loaded backbone, where shards are read and written, and `threads` for decoding."""
+        """Take a loaded backbone, and where shards are read and written.
+
+        Args:
+            backbone: sees the pictures.
+            source: of the shards.
+            store: where their parts go.
+            config: how, if not as the store was begun; it may differ in the size of batches.
+            threads: for decoding.
+        """
         self.backbone = backbone
         self.source = source
         self.store = store
-        self.config = store.manifest.extraction
+        self.config = config or store.manifest.extraction
         self.threads = threads
 
     def __call__(self, shard: Shard) -> ShardRecord:

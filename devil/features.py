@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from uuid import uuid4
 
 import fsspec
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from devil.data.sample import Failure
 from devil.errors import FeatureStoreError
 from devil.manifest import Manifest
-from devil.storage import is_storage_error, move, storage, storage_error
+from devil.storage import in_threads, is_storage_error, move, storage, storage_error
 
 logger = logging.getLogger(__name__)
 
@@ -206,6 +206,19 @@ class FeatureStore:
         """
         with self._opened(part) as file:
             return PartMetadata(**json.loads(pq.read_metadata(file).metadata[METADATA]))
+
+    def contents(self) -> dict[str, list[Any]]:
+        """What decides each finished part's rows, by its name: their number, and their source's
+        size and head.
+
+        Raises:
+            FeatureStoreError: a part is corrupt.
+        """
+        parts = self.parts()
+        return {
+            part.rpartition("/")[2]: [found.rows, found.source_bytes, found.source_head]
+            for part, found in zip(parts, in_threads(self.metadata, parts), strict=True)
+        }
 
     def read(self, part: str, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows of a part.

@@ -95,7 +95,7 @@ def _identity(values: Mapping[str, Any]) -> dict[str, Any]:
     flat = {k: values[k] for k in ("backbone_digest", "transform", "layers", "dtype")}
     flat["class_tokens"] = values["class_tokens"]
     flat["backbone name"] = values["backbone"]["name"]
-    for name in ("mode", "draws", "feature_dropout", "seed"):
+    for name in ("mode", "draws", "feature_dropout", "seed", "max_pixels"):
         flat[f"extraction.{name}"] = values["extraction"][name]
     return json.loads(json.dumps(flat))
 
@@ -104,5 +104,7 @@ def package_versions() -> dict[str, str]:
     """Versions of the packages that decide what features are."""
     from importlib.metadata import version
 
-    names = ("devil", "torch", "torchvision", "timm", "open_clip_torch", "transformers", "pyarrow")
-    return {name: version(name) for name in names}
+    from devil import __version__  # this code need not be installed: jobs bring their own
+
+    names = ("torch", "torchvision", "timm", "open_clip_torch", "transformers", "pyarrow")
+    return {"devil": __version__} | {name: version(name) for name in names}

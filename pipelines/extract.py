@@ -74,12 +74,14 @@ class ExtractionWorker:
         source: SourceConfig,
         store: str,
         backbone: BackboneConfig,
+        config: ExtractionConfig,
         threads: int,
     ) -> None:
         self.extractor = Extractor(
             load_backbone(backbone, device=own_device()),
             open_source(shards, source),
             FeatureStore.open(store),
+            config,
             threads=threads,
         )
 
@@ -119,7 +121,7 @@ def extract(options: ExtractOptions) -> Manifest:
     if options.dry_run:
         planned = FeatureStore if options.overwrite else FeatureStore.planned
         store = planned(absolute(options.store), manifest)
-        _plan(Extractor(backbone, source, store), shards, options)
+        _plan(Extractor(backbone, source, store, options.extraction), shards, options)
         return store.manifest
     del backbone
     arguments = {
@@ -127,6 +129,7 @@ def extract(options: ExtractOptions) -> Manifest:
         "source": read_by,
         "store": absolute(options.store),
         "backbone": config,
+        "config": options.extraction,
         "threads": options.pool.cpus_per_worker,
     }
     with _alone(absolute(options.store)):

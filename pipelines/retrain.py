@@ -41,7 +41,6 @@ from devil.files import write_json
 from devil.lock import Lock
 from devil.model import DeViL
 from devil.release import Release
-from devil.storage import in_threads
 from devil.versions import ModelVersions
 from pipelines.cli import absolute, local_folder, run_script
 from pipelines.extract import ExtractOptions, extract
@@ -205,14 +204,9 @@ def _claim_run(options: RetrainOptions, store: FeatureStore, versions: ModelVers
     The version from which a warm start goes on is no part of the name, and stays what it was when
     the run was first started: a release would else make every finished run a new one.
     """
-    parts = store.parts()
-    footers = in_threads(store.metadata, parts)
-    names = [part.rsplit("/", 1)[-1] for part in parts]
+    parts = store.contents()
     inputs: dict[str, Any] = {
-        "parts": {
-            name: [found.rows, found.source_bytes, found.source_head]
-            for name, found in zip(names, footers, strict=True)
-        },
+        "parts": parts,
         "backbone_digest": store.manifest.backbone_digest,
         "training": {
             name: value

@@ -99,7 +99,7 @@ def train(options: TrainOptions) -> DeViL:
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
-    wanted = _run_description(options, _check_inputs(options))
+    wanted = _run_description(options) | _check_inputs(options)
     if not (output / "training" / "finished").is_file():
         start_ray()
         check_room(options.workers, options.cpus_per_worker, float(options.gpu))
@@ -153,8 +153,11 @@ def _trainer(
     )
 
 
-def _check_inputs(options: TrainOptions) -> str:
-    """Find here what would stop every worker; returns the version to start from, if any."""
+def _check_inputs(options: TrainOptions) -> dict[str, str]:
+    """Find here what would stop every worker; returns which models those of the options are.
+
+    They are the language model's digest, and the version of the model to start from, if any.
+    """
     store = FeatureStore.open(options.store)
     layers = options.layers or tuple(store.manifest.layers)
     stored_slots(store, layers, class_tokens=options.translator.class_tokens)
@@ -167,15 +170,16 @@ def _check_inputs(options: TrainOptions) -> str:
     lm = load_language_model(options.language_model)
     check_context(lm, options.translator.prefix_length, options.training)
     check_captions(store, lm, options.training)
-    if not options.start_from:
-        return ""
-    return check_start(
-        options.start_from,
-        translator=options.translator,
-        layers={layer: store.manifest.layers[layer] for layer in layers},
-        backbone_digest=store.manifest.backbone_digest,
-        language_model_digest=lm.digest(),
-    )
+    found = {"language_model_digest": lm.digest()}
+    if options.start_from:
+        found["start_from"] = check_start(
+            options.start_from,
+            translator=options.translator,
+            layers={layer: store.manifest.layers[layer] for layer in layers},
+            backbone_digest=store.manifest.backbone_digest,
+            language_model_digest=found["language_model_digest"],
+        )
+    return found
 
 
 def _address(model: str) -> str:
@@ -183,12 +187,10 @@ def _address(model: str) -> str:
     return str(Path(model).resolve()) if model and Path(model).is_dir() else model
 
 
-def _run_description(options: TrainOptions, start: str = "") -> dict[str, Any]:
-    """What decides a run's result; kept beside it, so that no other run goes on with it.
+def _run_description(options: TrainOptions) -> dict[str, Any]:
+    """What decides a run's result besides the models that it uses.
 
-    Args:
-        options: of the run.
-        start: version of the model that it starts from.
+    Kept beside it, so that no other run goes on with it.
     """
     store = FeatureStore.open(options.store)
     language_model = options.language_model
@@ -200,7 +202,7 @@ def _run_description(options: TrainOptions, start: str = "") -> dict[str, Any]:
         "features": {
             "backbone_digest": store.manifest.backbone_digest,
             "extraction": to_dict(store.manifest.extraction),
-            "parts": [part.rsplit("/", 1)[-1] for part in store.parts()],
+            "parts": store.contents(),
         },
         "language_model": to_dict(language_model),
         "translator": to_dict(options.translator),
@@ -208,7 +210,7 @@ def _run_description(options: TrainOptions, start: str = "") -> dict[str, Any]:
         "layers": list(options.layers),
         "name": options.name,
         "threads": options.cpus_per_worker,
-    } | ({"start_from": start} if start else {})
+    }
 
 
 def _finished(output: Path, wanted: Mapping[str, Any]) -> bool:

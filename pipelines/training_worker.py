@@ -43,7 +43,7 @@ def train_worker(loop: dict[str, Any]) -> None:
         config,
         layers=options["layers"],
         class_tokens=translator_config.class_tokens,
-        parts=options["features"]["parts"],
+        parts=list(options["features"]["parts"]),
         rank=rank,
         world=world,
     )

@@ -1,12 +1,14 @@
 """A served model that follows the switch of a folder of versions (`devil.release`).
 
 The next version is loaded and tried in a thread while the present one goes on answering, and takes
-its place between two batches. One that cannot explain a blank picture never does. While both are
-loaded they take twice the memory.
+its place between two batches. One that cannot explain a blank picture does not; it is tried again
+after a while, for a disk or a full memory may have been to blame. While both are loaded they take
+twice the memory.
 """
 
 import logging
 import threading
+import time
 from os import PathLike
 
 import torch
@@ -16,6 +18,9 @@ from devil.config import DecodingConfig
 from devil.describing import explain_images
 from devil.model import DeViL
 from devil.release import read_release, version_folder
+
+WAIT_SECONDS, LONGEST_WAIT_SECONDS = 60.0, 900.0
+"""Before a version that failed is tried again; the first doubles until it is the second."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,8 +51,10 @@ class ServedModel:
         """
         self.folder, self.device = folder, device
         release = read_release(folder)
-        self._tried = release.current if release else None
-        self.model = self._load()
+        self._version = release.current if release else None
+        self._failed: str | None = None
+        self._again = self._wait = 0.0
+        self.model = self._load(self._version)
         self._stopped = threading.Event()
         if release is not None:
             threading.Thread(
@@ -61,8 +68,7 @@ class ServedModel:
     __del__ = stop
     """Called by Ray Serve when another model needs the place."""
 
-    def _load(self) -> DeViL:
-        version = self._tried
+    def _load(self, version: str | None) -> DeViL:
         place = self.folder if version is None else version_folder(self.folder, version)
         return load_probed(place, self.device)
 
@@ -74,10 +80,18 @@ class ServedModel:
                 logger.exception("%s stays, for the next one failed", self.model.version)
 
     def _look(self) -> None:
-        """Take the version that the switch names, if it was moved; one that fails is tried once."""
+        """Take the version that the switch names, if it was moved."""
         release = read_release(self.folder)
-        if release is None or release.current == self._tried:
+        if release is None or release.current == self._version:
             return
-        self._tried = release.current
-        old, self.model = self.model, self._load()
-        logger.info("%s takes the place of %s", release.current, old.version)
+        version, again = release.current, release.current == self._failed
+        if again and time.monotonic() < self._again:
+            return
+        try:
+            model = self._load(version)
+        except Exception:
+            self._wait = min(2 * self._wait, LONGEST_WAIT_SECONDS) if again else WAIT_SECONDS
+            self._failed, self._again = version, time.monotonic() + self._wait
+            raise
+        old, self.model, self._version = self.model, model, version
+        logger.info("%s takes the place of %s", version, old.version)

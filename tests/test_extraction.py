@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -54,6 +55,22 @@ def tensors(store: FeatureStore) -> dict[str, np.ndarray]:
     tables = pa.concat_tables([store.read(part) for part in store.parts()])
     names = [n for n in tables.column_names if n.startswith(("feature.", "class_token."))]
     return {name: tensor_column(tables, name) for name in names}
+
+
+def test_batches_may_have_another_size_than_the_store_began_with(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tiny.tiny_shards(tmp_path / "shards", shards=1, rows=5)
+    first, _ = extract(backbone, tmp_path / "first", shards)
+    sizes, features = [], Extractor._features
+    monkeypatch.setattr(
+        Extractor, "_features", lambda self, good: sizes.append(len(good)) or features(self, good)
+    )
+    store, smaller = create(backbone, tmp_path / "store"), replace(CONFIG, batch_size=2)
+    Extractor(backbone, open_source("any.tar"), store, smaller, threads=1)(tar(shards[0]))
+    assert sizes == [2, 2, 1]
+    for name, values in tensors(first).items():
+        np.testing.assert_allclose(tensors(store)[name], values, atol=1e-3)
 
 
 def test_rows_equal_the_reference(backbone: Backbone, tmp_path: Path) -> None:

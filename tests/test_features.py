@@ -194,7 +194,7 @@ def test_going_on_needs_the_same_configuration(tmp_path: Path) -> None:
     FeatureStore.create(str(tmp_path), manifest())
     moved = manifest(
         backbone=BackboneConfig(name="timm:test_vit", weights="elsewhere.safetensors"),
-        extraction=ExtractionConfig(draws=2, batch_size=7, max_pixels=9),
+        extraction=ExtractionConfig(draws=2, batch_size=7),
         versions={"torch": "0"},
     )
     FeatureStore.create(str(tmp_path), moved)  # rows would be the same
@@ -202,6 +202,7 @@ def test_going_on_needs_the_same_configuration(tmp_path: Path) -> None:
         "backbone_digest: 'abc' here, 'def' asked": manifest(backbone_digest="def"),
         "extraction.draws: 2 here, 5": manifest(extraction=ExtractionConfig(draws=5)),
         "extraction.seed": manifest(extraction=ExtractionConfig(draws=2, seed=1)),
+        "extraction.max_pixels": manifest(extraction=ExtractionConfig(draws=2, max_pixels=9)),
         "extraction.mode": manifest(extraction=ExtractionConfig(draws=2, mode="maps")),
         "extraction.feature_dropout": manifest(
             extraction=ExtractionConfig(draws=2, feature_dropout=0.1)

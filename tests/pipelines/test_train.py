@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray.train
 from processes import kill_marked
 from tiny import tiny_language_model, tiny_store
 from training_runs import STEPS, Killer, config, metrics, options, same_weights
 
-from devil.config import TrainingConfig, TranslatorConfig
+from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig
 from devil.errors import (
     CaptionError,
     ConfigError,
@@ -26,6 +27,7 @@ from devil.errors import (
     LockError,
     ModelFolderError,
 )
+from devil.features import METADATA, FeatureStore
 from devil.lock import Lock
 from devil.model import DeViL
 from pipelines.train import _finished, _run_description, train
@@ -217,3 +219,28 @@ def test_a_run_does_not_go_on_with_other_features(inputs: Path, tmp_path: Path) 
     (store / "manifest.json").write_text(json.dumps({**manifest, "backbone_digest": "other"}))
     with pytest.raises(ConfigError, match="holds a run with another features"):
         train(first)
+
+
+def test_a_part_that_was_extracted_anew_makes_another_run(inputs: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(str(shutil.copytree(inputs / "store", tmp_path / "store")))
+    first = options(inputs, tmp_path / "run", store=store.root)
+    before = _run_description(first)
+    part = store.parts()[0]
+    table, footer = pq.read_table(part), pq.read_metadata(part).metadata[METADATA]
+    with pq.ParquetWriter(part, table.schema) as writer:
+        writer.write_table(table[:4])
+        writer.add_key_value_metadata({METADATA: json.dumps(json.loads(footer) | {"rows": 4})})
+    assert _run_description(first)["features"] != before["features"]
+
+
+def test_a_run_does_not_go_on_with_another_language_model(
+    inputs: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs / "lm", tmp_path / "lm")
+    shutil.copytree(uninterrupted / "training", tmp_path / "run" / "training")
+    run = tmp_path / "run" / "training" / "run.json"
+    language_model = LanguageModelConfig(name=str(tmp_path / "lm"))
+    asked = options(inputs, tmp_path / "run", language_model=language_model)
+    run.write_text(json.dumps(_run_description(asked) | {"language_model_digest": "other"}))
+    with pytest.raises(ConfigError, match="another language_model_digest"):
+        train(asked)

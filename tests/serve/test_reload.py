@@ -69,7 +69,7 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(versions: ModelVersi
     shutil.rmtree(versions.folder(second))
     with pytest.raises(ModelFolderError):
         found._look()
-    found._look()  # the same one is not tried again
+    found._look()  # the same one is not tried again soon
     assert found.model is old
     third = DeViL.from_pretrained(versions.root.parent / "next", load_backbone=False)
     with torch.no_grad():
@@ -78,6 +78,29 @@ def test_a_version_that_cannot_be_loaded_leaves_the_old_one(versions: ModelVersi
     versions.promote(versions.add(third), instead_of=second, why={})
     found._look()
     assert found.model.version == third.version
+
+
+def test_a_version_that_failed_once_is_tried_again(
+    versions: ModelVersions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = versions.names()
+    found = served(versions)
+    old = found.model
+    found.stop()
+    versions.promote(second, instead_of=first, why={})
+    away = versions.root.parent / "away"
+    versions.folder(second).rename(away)
+    now = time.monotonic()
+    monkeypatch.setattr("serve.reload.time.monotonic", lambda: now)
+    for wait in (60, 120, 240):
+        with pytest.raises(ModelFolderError):
+            found._look()
+        now += wait - 1
+        found._look()
+        now += 1
+    away.rename(versions.folder(second))
+    found._look()
+    assert found.model is not old and second.endswith(found.model.version[:8])
 
 
 def test_a_model_folder_is_not_watched(model_folder: Path) -> None:
