@@ -107,6 +107,13 @@ class Plan(NamedTuple):
             return max(len(step.trie) for step in self.passes)
         return max((len(q.prompt_ids) + len(q.ids) for q in self.queries), default=0)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that run behind each prefix."""
+        if self.passes:
+            return sum(len(step.trie) for step in self.passes)
+        return sum(len(q.prompt_ids) + len(q.ids) for q in self.queries)
+
 
 def plan_queries(language_model: LanguageModel, queries: Sequence[Query]) -> Plan:
     """Put queries with their prompts into tries; what several begin with stands there once."""

@@ -1,6 +1,7 @@
 """Admission: how long a new picture would wait for others, and the refusal if that is too long.
 
-What the shares of the turns promise (`serve.desk`) tells how many rows are read before its last.
+What the shares of the turns promise (`serve.desk`) tells how much is read before its last row.
+Work is counted in rows of the usual length: those with long queries or captions count as several.
 """
 
 import time
@@ -36,16 +37,16 @@ class Waiting(Protocol):
         ...
 
     @property
-    def rows(self) -> int:
-        """Rows left."""
+    def load(self) -> int:
+        """Work left."""
         ...
 
 
 class Pace:
-    """How fast rows are read, lately; opening pictures counts in.
+    """How fast work is done, lately; opening pictures counts in.
 
     Attributes:
-        rate: rows per second; None before the first turn.
+        rate: usual rows per second; None before the first turn.
         started: when the step that is running began, in `time.monotonic`; None between steps.
     """
 
@@ -54,23 +55,23 @@ class Pace:
         self.rate: float | None = None
         self.started: float | None = None
         self._reading = 0
-        self._rows, self._seconds = 0.0, 0.0
+        self._work, self._seconds = 0.0, 0.0
 
     def begin(self) -> None:
         """A step begins."""
         self.started = time.monotonic()
 
-    def read(self, rows: int) -> None:
-        """The step goes on to read so many rows."""
-        self._reading = rows
+    def read(self, load: int) -> None:
+        """The step goes on to do so much work."""
+        self._reading = load
 
     def finish(self) -> None:
-        """The rows are read."""
+        """It is done."""
         assert self.started is not None
         seconds = max(time.monotonic() - self.started, 1e-6)
-        self._rows = MEMORY * self._rows + self._reading
+        self._work = MEMORY * self._work + self._reading
         self._seconds = MEMORY * self._seconds + seconds
-        self.rate, self._reading = self._rows / self._seconds, 0
+        self.rate, self._reading = self._work / self._seconds, 0
 
     def rest(self) -> None:
         """Nothing is left to do."""
@@ -78,16 +79,16 @@ class Pace:
 
     @property
     def left(self) -> float:
-        """Rows that the step that is running has yet to read, by the rate."""
+        """Work that the step that is running has yet to do, by the rate."""
         if self.started is None or self.rate is None:
             return self._reading
         return max(0.0, self._reading - self.rate * (time.monotonic() - self.started))
 
     def admit(self, ahead: int, waiting: int, limit: float) -> None:
-        """Let a picture in, before whose last row so many others are read.
+        """Let a picture in, before whose last row so much of others' is read.
 
         Args:
-            ahead: `rows_ahead` of it.
+            ahead: `load_ahead` of it.
             waiting: rows that would wait in all.
             limit: seconds that others may delay it.
 
@@ -101,8 +102,8 @@ class Pace:
             raise BusyError(seconds)
 
 
-def rows_ahead(waiting: Iterable[Waiting], kind: Hashable, owner: str, rows: int, turn: int) -> int:
-    """Rows of others that are read before the last of a new picture.
+def load_ahead(waiting: Iterable[Waiting], kind: Hashable, owner: str, load: int, turn: int) -> int:
+    """Work of others that is done before the last of a new picture.
 
     With equal shares, others of its kind delay it by what they have waiting, but each by no more
     than what it brings itself; and other kinds have a turn of theirs between two of its own.
@@ -111,17 +112,17 @@ def rows_ahead(waiting: Iterable[Waiting], kind: Hashable, owner: str, rows: int
         waiting: the others.
         kind: of the picture.
         owner: of the picture.
-        rows: of the picture.
-        turn: rows of one turn.
+        load: of the picture.
+        turn: work of one turn.
     """
     same: dict[str, int] = {}
     kinds: dict[Hashable, int] = {}
     for one in waiting:
         if one.kind == kind:
-            same[one.owner] = same.get(one.owner, 0) + one.rows
+            same[one.owner] = same.get(one.owner, 0) + one.load
         else:
-            kinds[one.kind] = kinds.get(one.kind, 0) + one.rows
+            kinds[one.kind] = kinds.get(one.kind, 0) + one.load
     own = same.pop(owner, 0)
-    ahead = own + sum(min(left, own + rows) for left in same.values())
-    turns = -(-(ahead + rows) // turn)
+    ahead = own + sum(min(left, own + load) for left in same.values())
+    turns = -(-(ahead + load) // turn)
     return ahead + sum(min(left, turns * turn) for left in kinds.values())

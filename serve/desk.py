@@ -1,9 +1,9 @@
 """The desk: pictures of concurrent requests share the model's batches, location by location.
 
-Each turn reads so many rows of open drafts (`devil.draft`). Rows that ask the same queries can be
-read together; among those, every request gets an equal share of a turn, and what a small one leaves
-goes to the others. So fifty small requests do not wait for a big one, nor it for them. Who would
-wait for too long is refused at once (`serve.admission`).
+Each turn reads so many rows of open drafts (`devil.draft`), fewer if many tokens run behind each.
+Rows that ask the same queries can be read together; among those, every request gets an equal share
+of a turn, and what a small one leaves goes to the others. So fifty small requests do not wait for a
+big one, nor it for them. Who would wait for too long is refused at once (`serve.admission`).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from devil.question import Question
 from devil.reading import read_rows
 from devil.types import ALL_LAYERS
 from serve import metrics
-from serve.admission import Pace, rows_ahead
+from serve.admission import Pace, load_ahead
 
 PICTURES_AT_ONCE = 8
 """Pictures that pass the backbone between two turns, at most."""
@@ -34,6 +34,8 @@ OPEN_AT_ONCE = 2 * PICTURES_AT_ONCE
 """Decoded pictures that wait for the backbone, at most: each may have 100 million pixels."""
 STRETCH = 1.25
 """A turn takes so many times its rows if nothing is left over then: few rows are read slowly."""
+ROW_TOKENS = 64
+"""A row behind whose prefix more tokens run, of captions and queries, counts as several."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -46,6 +48,8 @@ class Job:
     owner: str
     rows: int
     """Rows left, a guess until the draft is there."""
+    weight: int
+    """As how many usual rows each of them counts."""
     done: asyncio.Future[Explanation]
     came: float
     turn: int
@@ -62,6 +66,11 @@ class Job:
     def kind(self) -> Hashable:
         """Jobs of equal kinds can be read together."""
         return kind_of(self.model, self.asked, self.longest)
+
+    @property
+    def load(self) -> int:
+        """Work left, in usual rows."""
+        return self.rows * self.weight
 
     @property
     def ready(self) -> bool:
@@ -81,7 +90,7 @@ class Desk:
         """Open the desk.
 
         Args:
-            turn_locations: rows of one turn.
+            turn_locations: usual rows of one turn.
             max_wait_seconds: a picture that others would delay for longer is refused.
         """
         self.turn_locations, self.max_wait_seconds = turn_locations, max_wait_seconds
@@ -125,9 +134,9 @@ class Desk:
         """
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
-        rows = rows_of(model, asked)
+        rows, weight = rows_of(model, asked), weight_of(asked, max_new_tokens)
         kind = kind_of(model, asked, max_new_tokens)
-        ahead = rows_ahead(self._jobs, kind, owner, rows, self.turn_locations)
+        ahead = load_ahead(self._jobs, kind, owner, rows * weight, self.turn_locations)
         self.pace.admit(ahead, self.waiting + rows, self.max_wait_seconds)
         job = Job(
             model=model,
@@ -135,6 +144,7 @@ class Desk:
             longest=max_new_tokens,
             owner=owner,
             rows=rows,
+            weight=weight,
             done=loop.create_future(),
             came=time.monotonic(),
             turn=self._turn,
@@ -182,11 +192,12 @@ class Desk:
         assert new or taken, "jobs that nothing can be done for"
         if taken:
             rows = sum(part.size for _, parts in taken for part in parts)
-            self.pace.read(rows)
+            load = rows * taken[0][0].weight
+            self.pace.read(load)
             with metrics.timed("translate"):
                 await loop.run_in_executor(self._thread, _read, taken)
             self.pace.finish()
-            metrics.batched(rows, self.turn_locations)
+            metrics.batched(rows, load / self.turn_locations)
             self._close([job for job, _ in taken])
 
     def _next_turn(self) -> "list[tuple[Job, list[Rows]]]":
@@ -201,7 +212,8 @@ class Desk:
             if job.kind == kind:
                 owners.setdefault(job.owner, []).append(job)
         taken: list[tuple[Job, list[Rows]]] = []
-        room = self.turn_locations
+        weight = next(iter(owners.values()))[0].weight
+        room = max(1, self.turn_locations // weight)
         total = sum(job.rows for own in owners.values() for job in own)
         if total <= STRETCH * room:
             room = max(room, total)
@@ -251,6 +263,11 @@ def rows_of(model: DeViL, asked: Asked) -> int:
         rows += shape.locations if question.queries else some
         rows += question.captions
     return rows
+
+
+def weight_of(asked: Asked, longest: int) -> int:
+    """As how many usual rows each of a picture's rows counts."""
+    return max(1, round((longest + asked.plan.tokens) / ROW_TOKENS))
 
 
 def _in_turns(jobs: Sequence[Job]) -> list[Job]:

@@ -42,7 +42,7 @@ class _Metrics:
             "devil_waiting_locations", "Locations that wait for a batch.", ("process",)
         )
         self.fill = of.Histogram(
-            "devil_batch_fill", "Locations of a batch, as a share of the most.", SHARES
+            "devil_batch_fill", "Work of a batch, as a share of the most.", SHARES
         )
         self.locations = of.Counter("devil_locations_total", "Locations that were explained.")
         self.audits = of.Gauge("devil_audits", "Audits that are kept, by state.", ("state",))
@@ -85,11 +85,11 @@ def waiting(locations: int) -> None:
         found.waiting.set(locations, {"process": str(os.getpid())})
 
 
-def batched(locations: int, most: int) -> None:
-    """A batch was explained that had room for `most` locations."""
+def batched(locations: int, fill: float) -> None:
+    """A batch of locations was explained, which took such a share of a turn's work."""
     if (found := _metrics()) and locations > 0:
         found.locations.inc(locations)
-        found.fill.observe(min(1.0, locations / most))
+        found.fill.observe(min(1.0, fill))
 
 
 def audited(counts: Mapping[str, int]) -> None:

@@ -44,8 +44,8 @@ def build() -> FastAPI:
         with metrics.timed("decode"):
             time.sleep(0.002)
         metrics.spent("queue", 0.05)
-        metrics.batched(48, 64)
-        metrics.batched(0, 64)
+        metrics.batched(48, 0.75)
+        metrics.batched(0, 0.0)
         if name == "a":
             threading.Thread(target=repeat, daemon=True).start()
         return name

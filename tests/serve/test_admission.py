@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from serve import admission
-from serve.admission import MOST_WAITING, BusyError, Pace, rows_ahead
+from serve.admission import MOST_WAITING, BusyError, Pace, load_ahead
 
 
 class Picture(NamedTuple):
@@ -13,7 +13,7 @@ class Picture(NamedTuple):
 
     kind: str
     owner: str
-    rows: int
+    load: int
 
 
 class Clock:
@@ -48,7 +48,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     ],
 )
 def test_rows_that_are_read_before_ten_of_ours(waiting: list[Picture], ahead: int) -> None:
-    assert rows_ahead(waiting, "k", "us", 10, turn=4) == ahead
+    assert load_ahead(waiting, "k", "us", 10, turn=4) == ahead
 
 
 def test_the_rate_follows_the_last_turns(clock: Clock) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import picture
+from tiny import CAPTIONS, picture
 
 from devil import DecodingConfig, DeViL
-from devil.draft import Draft
+from devil.draft import Draft, prepare
 from devil.errors import ConfigError, DataError, ImageError, LayerError
 from devil.explanation import Explanation
 from devil.question import Question
 from serve import desk as desk_module
 from serve.admission import BusyError, Pace
-from serve.desk import Desk
+from serve.desk import Desk, weight_of
 
 RED = picture("a red circle on the left side")
 BLUE = picture("a blue square on the top side")
@@ -116,6 +116,27 @@ def test_turns_are_shared_by_owners_whatever_they_bring(
     assert sum(turn.get("big", 0) for turn in turns) == 3 * (
         locations + last + len(model.layers) + 1
     )
+
+
+def test_turns_are_shorter_if_much_is_asked_of_each_row(
+    model: DeViL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = prepare(model, Question(queries=CAPTIONS))
+    weight = weight_of(asked, TOKENS)
+    sizes, read = [], desk_module._read
+
+    def counted(taken: Any) -> None:
+        sizes.append(sum(part.size for _, parts in taken for part in parts))
+        read(taken)
+
+    monkeypatch.setattr(desk_module, "_read", counted)
+    one = desk(turn=2 * weight + 1)
+    asyncio.run(ask(one, model, RED, "a", layers=("layer4",), queries=CAPTIONS))
+    assert weight >= 2 and max(sizes) == 2
+    sizes.clear()
+    one = desk(turn=2 * weight + 1)
+    asyncio.run(ask(one, model, RED, "a", layers=("layer4",)))
+    assert max(sizes) > 2
 
 
 def test_errors_stay_with_their_picture(model: DeViL) -> None:
