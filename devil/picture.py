@@ -20,8 +20,9 @@ MIN_SIDE = 4
 MAX_ASPECT = 100
 """Longer pictures are refused: resized by their short side, they would fill the memory."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "ICO", "JPEG2000", "PPM", "TIFF")
-"""What is decoded. Pillow knows some forty more, old and seldom tried; one starts a program."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "JPEG2000", "PPM", "TIFF")
+"""What is decoded. Pillow knows some forty more, old and seldom tried; one starts a program, and
+icons (ICO) are decoded before their size is known."""
 
 
 def open_image(

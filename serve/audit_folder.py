@@ -19,7 +19,7 @@ import fsspec
 
 from devil.audit_parts import Part, count, is_part, read_part
 from devil.errors import DataError
-from devil.files import write_json
+from devil.files import write_atomically, write_json
 from devil.picture import MAX_PIXELS
 from serve.audit_schemas import Progress, Results, State
 
@@ -104,7 +104,7 @@ class AuditFolder:
 
     def write_attempt(self, attempt: Attempt) -> None:
         """Write down that a job is about to be started."""
-        write_json(self.path / ATTEMPT, asdict(attempt))
+        self._write(ATTEMPT, asdict(attempt))
 
     def end(self) -> End | None:
         """How the last attempt ended; None: it has not, or nobody has seen it."""
@@ -116,7 +116,11 @@ class AuditFolder:
 
     def write_end(self, attempt: int, end: End) -> None:
         """Write down how an attempt ended."""
-        write_json(self.path / END, {"attempt": attempt, **end._asdict()})
+        self._write(END, {"attempt": attempt, **end._asdict()})
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        """Write a file of JSON; an audit that was removed meanwhile does not come back."""
+        write_atomically(self.path / name, json.dumps(values).encode())
 
     @property
     def cancelled(self) -> bool:

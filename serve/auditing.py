@@ -195,12 +195,24 @@ class Auditing:
         if not any(self.audits.names()):
             return
         self.audits.jobs.check()  # only a server that answers can say that a job is gone
-        for name in self.audits.cancelled():
+        for name in self.audits.names():
+            try:
+                self._go_on_with(name)
+            except (UnknownAuditError, FileNotFoundError):  # removed this moment
+                continue
+            except JobServerError:
+                raise
+            except Exception:  # the others go on all the same
+                logger.exception("audit %s cannot go on", name)
+
+    def _go_on_with(self, name: str) -> None:
+        if self.audits.folder(name).cancelled:
             self.audits.delete(name, STOP_SECONDS)
-        for name in self.audits.lost() if self.settings.resume_audits else ():
-            if name not in self._changing and self.audits.is_lost(name):  # still
-                logger.info("audit %s goes on", name)
-                self.audits.start(name, by_itself=True)
+        elif name in self._changing or not self.settings.resume_audits:
+            return
+        elif self.audits.is_lost(name):
+            logger.info("audit %s goes on", name)
+            self.audits.start(name, by_itself=True)
 
 
 def _policy(report: Path) -> str:

@@ -89,7 +89,7 @@ class Audits:
         """Ids, the newest first."""
         found = os.listdir(self.root) if self.root.is_dir() else []
         for name in sorted(filter(ID.fullmatch, found), reverse=True):
-            if before is None or name < before:
+            if (before is None or name < before) and (self.place(name) / REQUEST).is_file():
                 yield name
 
     def start(self, name: str, *, by_itself: bool = False) -> None:
@@ -98,7 +98,7 @@ class Audits:
         last, parts = folder.attempt(), len(folder.part_names())
         stuck = by_itself and last is not None and parts <= last.parts
         attempt = Attempt(
-            number=last.number + 1 if last else 1,
+            number=self._next_number(folder, last),
             submitted=now(),
             parts=parts,
             fruitless=last.fruitless + 1 if stuck and last else 0,
@@ -110,6 +110,16 @@ class Audits:
         command = f"exec {shlex.join(program)} {attempt.number} >> {log} 2>&1"
         code = str(Path(serve.__file__).resolve().parents[1])
         self.jobs.submit(_job_name(name, attempt), command, {"PYTHONPATH": code})
+
+    def _next_number(self, folder: AuditFolder, last: Attempt | None) -> int:
+        """One more than the last attempt's, unless its job never came to be.
+
+        It may have been asked for, and still be on its way: by the same name it is no second job.
+        """
+        if last is None:
+            return 1
+        began = folder.end() or self.jobs.find(_job_name(folder.path.name, last))
+        return last.number + 1 if began else last.number
 
     def state(self, name: str) -> End:
         """How an audit goes, and why it failed."""
@@ -152,12 +162,8 @@ class Audits:
         counts = self.counts()
         return counts["queued"] + counts["running"]
 
-    def lost(self) -> list[str]:
-        """Audits whose jobs went away with their cluster, and that another try may help."""
-        return [name for name in self.names() if self.is_lost(name)]
-
     def is_lost(self, name: str) -> bool:
-        """Whether this is one of them."""
+        """Whether an audit's job went away with its cluster, and another try may help."""
         folder = self.folder(name)
         try:
             attempt = folder.attempt()
@@ -169,10 +175,6 @@ class Audits:
         if attempt is None:
             return True
         return attempt.fruitless < FRUITLESS and not self.jobs.find(_job_name(name, attempt))
-
-    def cancelled(self) -> list[str]:
-        """Audits that are being deleted."""
-        return [name for name in self.names() if self.folder(name).cancelled]
 
     def delete(self, name: str, seconds: float) -> bool:
         """Stop an audit's job and remove its files; False: the job has not stopped in time."""

@@ -119,11 +119,24 @@ async def parsed_form(
         max_part_size=MAX_FIELD_BYTES,
     )
     try:
-        return await parser.parse()
+        form = await parser.parse()
     except MultiPartException as error:
         raise ProblemError(400, f"The multipart body is malformed: {error.message}") from None
     except ValueError as error:  # the parser beneath has kinds of its own
         raise ProblemError(400, f"The multipart body is malformed: {error}") from None
+    if not all(_is_text(name) for name in form.keys()):
+        await form.close()
+        raise ProblemError(400, "The multipart body is malformed: a field's name is no text.")
+    return form
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be repeated in an answer; some charsets give half characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def form_fields(

@@ -17,7 +17,7 @@ import requests
 KEY = "dashboard"
 """Under which a cluster keeps its dashboard's address; the name of the space is the same."""
 SECONDS = 20.0
-"""How long the job server may take; its client has no limit of its own."""
+"""How long the job server may take."""
 THREADS = 4
 
 Answer = TypeVar("Answer")
@@ -49,13 +49,19 @@ _STATES: dict[str, Literal["queued", "running", "succeeded", "failed", "stopped"
 }
 
 
+class _Client(ray.job_submission.JobSubmissionClient):
+    """Ray's client, which by itself would wait for ever for a server that is silent."""
+
+    def _do_request(self, *arguments: Any, **options: Any) -> Any:
+        return super()._do_request(*arguments, **{"timeout": SECONDS, **options})
+
+
 class Jobs:
     """The job server of this cluster, or of the address given. Its methods block."""
 
     def __init__(self, address: str = "") -> None:
         self.address = address
-        self._client: ray.job_submission.JobSubmissionClient | None = None
-        # Calls that never return keep their threads; when all are kept, each further call is late.
+        self._client: _Client | None = None
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="jobs")
 
     def check(self) -> None:
@@ -132,7 +138,7 @@ class Jobs:
             address = self.address or find_dashboard()
             if address is None:
                 raise _NoServerError("this Ray runs without a dashboard")
-            self._client = ray.job_submission.JobSubmissionClient(address)
+            self._client = _Client(address)
         return question(self._client)
 
 

@@ -113,6 +113,15 @@ def _drawn(document: bytes, picture: bytes, kind: Literal["png", "html"]) -> byt
         return found.to_png(Path(folder) / "explanation.png").read_bytes()
 
 
+async def _finished(task: ray.ObjectRef) -> bytes:
+    """A task's result; nobody works on for a client that is gone, or was told to come again."""
+    try:
+        return await task
+    except asyncio.CancelledError:
+        ray.cancel(task, force=True)
+        raise
+
+
 def add_kept_routes(api: FastAPI, kept: Kept) -> None:
     """`GET /v1/explanations/{id}`, its picture, and the explanation drawn and as a page."""
 
@@ -124,11 +133,14 @@ def add_kept_routes(api: FastAPI, kept: Kept) -> None:
             async with asyncio.timeout(DRAWING_SECONDS), at_once:
                 document = await asyncio.to_thread((folder / DOCUMENT).read_bytes)
                 picture = await asyncio.to_thread((folder / PICTURE).read_bytes)
-                return await _drawn.remote(document, picture, kind)
+                return await _finished(_drawn.remote(document, picture, kind))
         except FileNotFoundError:  # it went this moment
             raise kept.missing() from None
         except TimeoutError:
-            raise ProblemError(503, "Too many are being drawn; try again later.") from None
+            raise ProblemError(
+                503,
+                "It was not drawn in time: too many are, or it holds too much; try again later.",
+            ) from None
 
     async def png(id: str) -> Response:
         return Response(await drawn(id, "png"), media_type="image/png", headers=NEVER_CHANGES)

@@ -83,7 +83,7 @@ def test_the_formats_that_are_decoded(kind: str) -> None:
     assert found.size == size and isinstance(pixel, tuple) and abs(pixel[1] - ORANGE[1]) < 8
 
 
-@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "SGI", "DDS"])
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "SGI", "DDS", "ICO"])
 def test_old_formats_are_not_decoded(kind: str) -> None:
     with pytest.raises(ImageError, match="give a JPEG, PNG, WEBP"):
         open_image(encoded(Image.new("RGB", SIZE, ORANGE), kind))

@@ -26,11 +26,12 @@ from serve.audit_folder import (
 )
 from serve.audit_job import options
 from serve.audit_schemas import AuditDocument, AuditOptions, State
-from serve.auditing import CLOSED, _policy
+from serve.auditing import CLOSED, Auditing, _policy
 from serve.audits import ID, Audits, UnknownAuditError, new_id
-from serve.jobs import Jobs, JobServerError
+from serve.jobs import Job, Jobs, JobServerError
 from serve.problems import ProblemError
 from serve.roots import Place
+from serve.settings import Settings
 from serve.telling import told
 
 NOBODY = "http://127.0.0.1:9"
@@ -165,17 +166,18 @@ def test_an_end_is_that_of_the_last_attempt(folder: AuditFolder, audits: Audits)
     assert document.state == "finished" and document.images is None
     assert AuditDocument.model_validate_json(document.model_dump_json()) == document
     assert audits.document(name, results=False).results is None
-    assert audits.lost() == [] and audits.active() == 0
+    assert not audits.is_lost(name) and audits.active() == 0
     states = dict.fromkeys(get_args(State), 0)
     assert audits.counts() == {**states, "finished": 1}
     damaged = audits.root / new_id()
     damaged.mkdir()
     for file in (REQUEST, ATTEMPT):
         (damaged / file).write_text("")  # the others are counted, and go on, all the same
-    assert audits.counts() == {**states, "finished": 1, "failed": 1} and audits.lost() == []
+    assert audits.counts() == {**states, "finished": 1, "failed": 1}
+    assert not audits.is_lost(damaged.name)
     shutil.rmtree(damaged)
     folder.cancel()
-    assert audits.state(name).state == "cancelled" and audits.cancelled() == [name]
+    assert audits.state(name).state == "cancelled" and not audits.is_lost(name)
     assert audits.delete(name, 1)
     assert list(audits.root.iterdir()) == []
     with pytest.raises(UnknownAuditError):
@@ -188,6 +190,70 @@ def test_an_audit_whose_job_cannot_be_started_leaves_nothing(audits: Audits) -> 
     with pytest.raises(JobServerError):
         audits.add(request(name), incoming)
     assert list(audits.root.iterdir()) == []
+
+
+class Server(Jobs):
+    """A job server that answers, or takes a job and does not say so."""
+
+    def __init__(self) -> None:
+        super().__init__(NOBODY)
+        self.silent = False
+        self.asked: list[str] = []
+        self.known: dict[str, Job] = {}
+
+    def check(self) -> None:
+        pass
+
+    def submit(self, name: str, command: str, environment: dict[str, str]) -> None:
+        self.asked.append(name)
+        if self.silent:
+            raise JobServerError("late")
+        self.known[name] = Job("running")
+
+    def find(self, name: str) -> Job | None:
+        return self.known.get(name)
+
+
+def test_a_job_that_was_asked_for_twice_has_one_name(folder: AuditFolder, tmp_path: Path) -> None:
+    server = Server()
+    audits = Audits(str(tmp_path), server)
+    name = folder.request().id
+    server.silent = True
+    with pytest.raises(JobServerError):
+        audits.start(name)
+    server.silent = False
+    audits.start(name)
+    assert server.asked == [f"audit-{name}-1"] * 2 and audits.state(name).state == "running"
+    server.known[f"audit-{name}-1"] = Job("stopped")
+    audits.start(name)
+    assert server.asked[2:] == [f"audit-{name}-2"]
+
+
+def test_one_audit_that_is_damaged_keeps_none_from_going_on(
+    folder: AuditFolder, tmp_path: Path
+) -> None:
+    auditing = Auditing(Settings(model="m", state=str(tmp_path)))
+    auditing.audits = audits = Audits(str(tmp_path), server := Server())
+    for content in (None, "{"):
+        damaged = audits.root / new_id()
+        damaged.mkdir()
+        if content:
+            (damaged / REQUEST).write_text("{}")
+            (damaged / ATTEMPT).write_text(content)
+            AuditFolder(damaged).cancel()
+    auditing._go_on_now()
+    assert server.asked == [f"audit-{folder.path.name}-1"]
+
+
+def test_a_removed_audit_does_not_come_back(folder: AuditFolder, audits: Audits) -> None:
+    shutil.rmtree(folder.path)
+    for write in (
+        lambda: folder.write_end(1, End("finished", None)),
+        lambda: folder.write_attempt(Attempt(number=1, submitted="now")),
+    ):
+        with pytest.raises(FileNotFoundError):
+            write()
+    assert list(audits.names()) == [] and not folder.path.exists()
 
 
 def test_what_was_left_half_done_is_swept(audits: Audits, folder: AuditFolder) -> None:
@@ -209,6 +275,7 @@ def test_ids_sort_by_time(audits: Audits) -> None:
     assert all(ID.fullmatch(name) for name in names) and names == sorted(names)
     for name in names:
         audits.place(name).mkdir(parents=True)
+        AuditFolder(audits.place(name)).write_request(request(name))
     assert list(audits.names(before=names[3])) == names[2::-1]
 
 
