@@ -31,6 +31,8 @@ CALLED_OUT = 6
 """Locations whose captions are printed."""
 TILE = 1.75
 """Largest side of a heat map, in inches."""
+LONGEST_NAME = 80
+"""Characters of a query that are printed: those of a thousand take seconds to set."""
 PIXELS = 960
 """Longest side to which pictures are reduced before drawing."""
 
@@ -228,8 +230,8 @@ def _maps(
     _key(sheet, MARGIN + 2.0, y + 0.03, UNITS[explanation.calibration])
     layers, queries = list(explanation.layers.values()), list(explanation.queries)
     along_layers = len(layers) >= len(queries)
-    heads = [_title(x) for x in layers] if along_layers else [f"“{q}”" for q in queries]
-    sides = [f"“{q}”" for q in queries] if along_layers else [_title(x) for x in layers]
+    titles, quoted = [_title(layer) for layer in layers], [_quoted(query) for query in queries]
+    heads, sides = (titles, quoted) if along_layers else (quoted, titles)
     head_style, side_style = (NAME, QUERY) if along_layers else (QUERY, NAME)
     label, gap = 1.45, 0.14
     tile = min(TILE, (WIDTH - 2 * MARGIN - label) / len(heads) - gap)
@@ -248,6 +250,12 @@ def _maps(
             end = max(end, _tile(sheet, left, y, tile, layer.saliency.get(query), image, region))
         y = end + 0.14
     return y
+
+
+def _quoted(query: str) -> str:
+    """A query as a name of its maps, cut where it is long."""
+    cut = query if len(query) <= LONGEST_NAME else f"{query[: LONGEST_NAME - 1]}…"
+    return f"“{cut}”"
 
 
 def _tile(

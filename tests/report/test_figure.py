@@ -76,6 +76,11 @@ def test_text_is_taken_literally(text):
     assert figure.render_png(explanation(1, 1, text=text)).startswith(b"\x89PNG")
 
 
+def test_queries_are_cut_where_they_are_long():
+    assert figure._quoted("d" * 80) == f"“{'d' * 80}”"
+    assert figure._quoted("d" * 81) == f"“{'d' * 79}…”"
+
+
 def test_the_picture_is_bright_in_its_region_and_dark_outside():
     drawn = Image.open(io.BytesIO(figure.render_png(explanation(0, 0)))).convert("RGB")
     pixels = np.asarray(drawn).astype(int)
