@@ -183,22 +183,52 @@ def _nucleus(
     top_p: float,
     temperature: float,
 ) -> Drawn:
-    """The inverse of each row's cumulative distribution over its likeliest tokens."""
+    """Draw from each row's likeliest tokens, as many as make every row reach top-p.
+
+    A candidate takes 28 bytes, and `devil.memory` counts 16 for a logit, of which it takes 4:
+    where candidates are many, some rows are drawn from at a time.
+    """
     vocabulary, normaliser = logits.shape[1], logits.logsumexp(dim=1)
     tempered = normaliser if temperature == 1 else (logits / temperature).logsumexp(dim=1)
     count = min(CANDIDATES if top_p < 1 else vocabulary, vocabulary)
-    while True:
-        values, ids = logits.topk(count, dim=1)
-        share = (values / temperature - tempered[:, None]).double().exp()
-        total = share.cumsum(dim=1)
-        if count == vocabulary or bool((total[:, -1] >= top_p).all()):
-            break
-        count = min(8 * count, vocabulary)
-    kept = (total - share < top_p).sum(dim=1)
+    token, start = torch.empty_like(row), 0
+    while start < len(logits):
+        size = max(1, logits.numel() // (3 * count))
+        rows = slice(start, start + size)
+        here = ((row >= start) & (row < start + size)).nonzero()[:, 0]
+        inverse = _inverse(
+            logits[rows], tempered[rows], row[here] - start, chance[here], count, top_p, temperature
+        )
+        if inverse is None:
+            count, start = min(8 * count, vocabulary), 0
+        else:
+            token[here] = inverse
+            start += size
+    return Drawn(token, logits[row, token].double() - normaliser[row].double())
+
+
+def _inverse(
+    logits: Float[Tensor, "row vocab"],
+    tempered: Float[Tensor, "row"],
+    row: Int[Tensor, "sample"],
+    chance: Float[Tensor, "sample"],
+    count: int,
+    top_p: float,
+    temperature: float,
+) -> Int[Tensor, "sample"] | None:
+    """The inverse of each row's cumulative distribution over its likeliest tokens.
+
+    None if those do not reach top-p in some row.
+    """
+    values, ids = logits.topk(count, dim=1)
+    share = (values / temperature).sub_(tempered[:, None]).double().exp_()
+    total = share.cumsum(dim=1)
+    if count < logits.shape[1] and not bool((total[:, -1] >= top_p).all()):
+        return None
+    kept = torch.sub(total, share, out=share).lt_(top_p).sum(dim=1).long()
     mass = total.gather(1, kept[:, None] - 1)
     # Rows lie behind one another, two units apart, so that one search serves all of them.
     shift = 2 * torch.arange(len(logits), device=logits.device, dtype=torch.float64)
-    line = ((total / mass).clamp(max=1) + shift[:, None]).flatten()
+    line = total.div_(mass).clamp_(max=1).add_(shift[:, None]).flatten()
     found = torch.searchsorted(line, chance + shift[row], right=True) - row * count
-    found = found.minimum(kept[row] - 1)
-    return Drawn(ids[row, found], values[row, found].double() - normaliser[row].double())
+    return ids[row, found.minimum(kept[row] - 1)]
