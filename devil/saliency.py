@@ -182,13 +182,18 @@ def log_probabilities(
     token: Int[Tensor, "term"],
 ) -> Float[Tensor, "batch term"]:
     """log p of some tokens after the hidden states at some places, in parts that stay small."""
-    size = max(1, head_rows(language_model) // hidden.shape[1])
-    parts = []
-    for rows in hidden.split(size):
-        logits = language_model.logits(rows)
-        normaliser = logits.logsumexp(dim=-1)
-        parts.append(logits[:, place, token] - normaliser[:, place])
-    return torch.cat(parts)
+    at_once, asked = head_rows(language_model), hidden.shape[1]
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    found = hidden.new_empty(len(hidden), len(token), dtype=dtype)
+    rows = max(1, at_once // asked)
+    for part, scores in zip(hidden.split(rows), found.split(rows), strict=True):
+        for start in range(0, asked, at_once):
+            logits = language_model.logits(part[:, start : start + at_once])
+            here = ((place >= start) & (place < start + at_once)).nonzero()[:, 0]
+            terms = place[here] - start
+            normaliser = logits.logsumexp(dim=-1)
+            scores[:, here] = logits[:, terms, token[here]] - normaliser[:, terms]
+    return found
 
 
 def _one_by_one(

@@ -84,6 +84,20 @@ def test_sampling_from_a_flat_distribution_stays_under_the_budget(
     assert peak(sample) < budget
 
 
+def test_a_long_query_stays_under_the_budget(
+    wide: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devil.memory.HEAD_BYTES", 16 * VOCABULARY)
+    (query,) = tokenize_queries(wide, [" ".join(["circle"] * 30)])
+    assert len(query.ids) > 7 * head_rows(wide) == 28
+    prefix, budget = prefixes(3), 0.7e6
+
+    def score() -> None:
+        query_log_probabilities(wide, prefix, [query], memory_gb=budget / 1e9)
+
+    assert peak(score) < budget
+
+
 def test_estimate_covers_the_reserved_cache(lm: LanguageModel) -> None:
     state = prefill(lm, prefixes(4), 20)
     tensors = [t for layer in state.cache.layers for t in layer.reserved]
