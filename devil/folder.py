@@ -323,7 +323,11 @@ def _read_statistics(path: Path, translator: Translator) -> dict[str, SlotStatis
     ]
     if wrong:
         raise ModelFolderError(f"{path} lacks statistics of the right shape: {wrong}.")
-    return {s: SlotStatistics(tensors[f"mean.{s}"], tensors[f"std.{s}"]) for s in translator.slots}
+    # Copies, for the file is mapped, and the model's folder may be removed while it is in use.
+    return {
+        slot: SlotStatistics(tensors[f"mean.{slot}"].clone(), tensors[f"std.{slot}"].clone())
+        for slot in translator.slots
+    }
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -185,8 +185,8 @@ def _nucleus(
 ) -> Drawn:
     """Draw from each row's likeliest tokens, as many as make every row reach top-p.
 
-    A candidate takes up to 29 bytes, where a logit takes 4 of the 16 that `devil.memory` counts:
-    where they are many, some rows are drawn from at a time.
+    A candidate takes 28 bytes, and `devil.memory` counts 16 for a logit, of which it takes 4:
+    where candidates are many, some rows are drawn from at a time.
     """
     vocabulary, normaliser = logits.shape[1], logits.logsumexp(dim=1)
     tempered = normaliser if temperature == 1 else (logits / temperature).logsumexp(dim=1)
@@ -225,7 +225,7 @@ def _inverse(
     total = share.cumsum(dim=1)
     if count < logits.shape[1] and not bool((total[:, -1] >= top_p).all()):
         return None
-    kept = (torch.sub(total, share, out=share) < top_p).sum(dim=1)
+    kept = torch.sub(total, share, out=share).lt_(top_p).sum(dim=1).long()
     mass = total.gather(1, kept[:, None] - 1)
     # Rows lie behind one another, two units apart, so that one search serves all of them.
     shift = 2 * torch.arange(len(logits), device=logits.device, dtype=torch.float64)

@@ -80,4 +80,6 @@ class Selection:
         """Go on from what `save` wrote and returned."""
         self.step, self.score, self.waited = values["step"], values["score"], values["waited"]
         if self.step is not None:
-            self._weights = safetensors.torch.load_file(folder / BEST)
+            # Copies, for the file is mapped, and the checkpoint's folder does not stay.
+            mapped = safetensors.torch.load_file(folder / BEST)
+            self._weights = {name: tensor.clone() for name, tensor in mapped.items()}

@@ -266,11 +266,12 @@ class Trainer:
                 if k.startswith("translator.")
             }
         )
+        # Copies, for the optimiser keeps them; the file is mapped, and its folder does not stay.
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimiser."):
                 _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
+                state.setdefault(int(index), {})[name] = value.clone()
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         values = json.loads((folder / STATE).read_text())

@@ -58,6 +58,15 @@ def test_saved_and_loaded_equals_the_original(
     assert ours.to_json() == theirs.to_json()
 
 
+def test_statistics_do_not_need_their_file(copied: Path) -> None:
+    model = load_model(copied / "model", with_backbone=False)
+    before = {slot: (s.mean.clone(), s.std.clone()) for slot, s in model.statistics.items()}
+    tiny.overwrite(copied / "model" / STATISTICS)
+    for slot, (mean, std) in before.items():
+        assert torch.equal(model.statistics[slot].mean, mean)
+        assert torch.equal(model.statistics[slot].std, std)
+
+
 def test_holds_four_files_and_no_pickle(tree: Path) -> None:
     assert {p.name for p in (tree / "model").iterdir()} == {CONFIG, WEIGHTS, STATISTICS, CARD}
     assert os.access(tree / "model", os.R_OK | os.X_OK)

@@ -16,14 +16,26 @@ from devil.language_model import LanguageModel
 from devil.memory import batch_rows, budget_bytes, head_rows
 from devil.prefill import prefill
 from devil.saliency import query_log_probabilities, tokenize_queries
+from devil.sampling import sample_captions
 
 ROWS = 400
+VOCABULARY = 8192
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["opt", "gpt2", "llama"])
 def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return tiny.load_tiny_language_model(tmp_path_factory.mktemp("lm"), request.param)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    """A language model to which each token of a large vocabulary is as likely."""
+    lm = tiny.load_tiny_language_model(tmp_path_factory.mktemp("wide"))
+    lm.model.resize_token_embeddings(VOCABULARY, mean_resizing=False)
+    torch.nn.init.zeros_(lm.model.get_output_embeddings().weight)
+    greedy_captions(lm, prefixes(1))  # its weights are packed once
+    return lm
 
 
 def prefixes(rows: int) -> torch.Tensor:
@@ -57,6 +69,33 @@ def test_peak_stays_under_the_budget(lm: LanguageModel) -> None:
         for budget in (0.5e6, 2e6):
             tight = peak(lambda work=work, budget=budget: work(budget / 1e9))
             assert tight < budget < loose
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+@pytest.mark.parametrize("budget", [0.3e6, 5e6])
+def test_sampling_from_a_flat_distribution_stays_under_the_budget(
+    wide: LanguageModel, top_p: float, budget: float
+) -> None:
+    (prefix,), memory = prefixes(1), budget / 1e9
+
+    def sample() -> None:
+        sample_captions(wide, prefix, 20, top_p=top_p, max_new_tokens=2, memory_gb=memory)
+
+    assert peak(sample) < budget
+
+
+def test_a_long_query_stays_under_the_budget(
+    wide: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devil.memory.HEAD_BYTES", 16 * VOCABULARY)
+    (query,) = tokenize_queries(wide, [" ".join(["circle"] * 30)])
+    assert len(query.ids) > 7 * head_rows(wide) == 28
+    prefix, budget = prefixes(3), 0.7e6
+
+    def score() -> None:
+        query_log_probabilities(wide, prefix, [query], memory_gb=budget / 1e9)
+
+    assert peak(score) < budget
 
 
 def test_estimate_covers_the_reserved_cache(lm: LanguageModel) -> None:

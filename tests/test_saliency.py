@@ -78,6 +78,17 @@ def test_order_and_batches_change_nothing(lm: LanguageModel) -> None:
     )
 
 
+def test_parts_of_a_query_change_nothing(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, queries = prefixes(3), tokenize_queries(lm, QUERIES)
+    scores = query_log_probabilities(lm, prefix, queries)
+    for positions in (1, 2, 5):
+        monkeypatch.setattr("devil.memory.HEAD_BYTES", 4 * lm.vocabulary * positions)
+        split = query_log_probabilities(lm, prefix, queries)
+        torch.testing.assert_close(split, scores, rtol=1e-12, atol=1e-12)
+
+
 def test_packing_changes_nothing(lm: LanguageModel) -> None:
     """Many queries with prompts of two kinds, in several passes, against one after another."""
     words = [f"{place} side {colour} line" for colour in tiny.COLOURS for place in tiny.PLACES]

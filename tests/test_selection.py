@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import nn
 
 from devil.config import TrainingConfig
-from devil.selection import Selection
+from devil.selection import BEST, Selection
 
 
 class Weights(nn.Module):
@@ -77,3 +78,11 @@ def test_saved_and_loaded_goes_on_as_uninterrupted(tmp_path: Path) -> None:
         offered(second, weights, scores[cut:])
         assert second.exhausted and second.score == 1 / 3
         assert second.restore(weights) == 2 == weights.weight.item()
+
+
+def test_what_was_loaded_does_not_need_its_file(tmp_path: Path) -> None:
+    first, second, weights = selection(select="cider"), selection(select="cider"), Weights()
+    offered(first, weights, [(3, 0.5)])
+    second.load(tmp_path, first.save(tmp_path))
+    tiny.overwrite(tmp_path / BEST)
+    assert second.restore(weights) == 3 == weights.weight.item()

@@ -19,7 +19,7 @@ from devil.batches import Batch, TrainingBatches
 from devil.config import TrainingConfig
 from devil.errors import ConfigError, LossError
 from devil.language_model import LanguageModel
-from devil.training import Trainer, autocast_dtype, build_optimiser, learning_rate
+from devil.training import TENSORS, Trainer, autocast_dtype, build_optimiser, learning_rate
 from devil.translator import Translator
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -131,6 +131,20 @@ def test_resumed_equals_uninterrupted_with_the_language_models_dropout(
         trainer.step = step
         losses.add(trainer.train_step(batch._replace(step=step)).loss)
     assert len(losses) == 3
+
+
+def test_what_was_loaded_does_not_need_its_file(lm: LanguageModel, tmp_path: Path) -> None:
+    first, batches = parts(tmp_path / "store", lm, config())
+    first.train_step(next(batches(0, 1)))
+    first.save(tmp_path)
+    second, _ = parts(tmp_path / "store", lm, config())
+    second.load(tmp_path)
+    tiny.overwrite(tmp_path / TENSORS)
+    states = [t.optimiser.state_dict()["state"] for t in (first, second)]
+    assert states[0]
+    for index, values in states[0].items():
+        for name, value in values.items():
+            assert torch.equal(states[1][index][name], value)
 
 
 def test_saved_before_the_first_step(lm: LanguageModel, tmp_path: Path) -> None:

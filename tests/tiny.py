@@ -275,6 +275,11 @@ def encoded(image: Image.Image, kind: str = "JPEG") -> bytes:
     return stream.getvalue()
 
 
+def overwrite(path: Path) -> None:
+    """Put zeros in place of a file's content, which whatever maps it then sees."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
 def text_bomb() -> bytes:
     """A PNG with a compressed text of two megabytes, which Pillow refuses with a `ValueError`."""
     info = PngInfo()
