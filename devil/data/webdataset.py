@@ -148,7 +148,7 @@ def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
 def _json(content: bytes | None) -> dict[str, Any]:
     try:
         record = json.loads(content) if content else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
@@ -163,5 +163,5 @@ def expected_samples(path: str) -> int | None:
         content = fs.cat_file(local)
     try:
         return int(json.loads(content)["successes"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
