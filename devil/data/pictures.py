@@ -136,14 +136,14 @@ def pictures(
             error = DataError("a link leads out of the folder that may be read")
             yield Failure.of(file, path, "read", error)
         elif path.endswith(".tar"):
-            yield from _of_shard(path, max_pixels)
+            yield from _of_shard(path, inside, max_pixels)
         else:
             yield _of_file(path, file, max_pixels)
 
 
-def _of_shard(path: str, max_pixels: int) -> Iterator[Picture | Failure]:
+def _of_shard(path: str, inside: str | None, max_pixels: int) -> Iterator[Picture | Failure]:
     try:
-        for sample in read_shard(path):
+        for sample in read_shard(path, inside):
             yield _decoded(sample.key, path, sample.image or b"", max_pixels)
     except (DataError, OSError) as error:
         yield Failure.of("", path, "read", error)

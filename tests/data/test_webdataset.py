@@ -8,7 +8,7 @@ import fsspec
 import pytest
 import tiny
 
-from devil.data.webdataset import Sample, list_shards, read_shard
+from devil.data.webdataset import Sample, expected_samples, list_shards, read_shard
 from devil.errors import DataError
 
 IMAGE = b"\xff\xd8 some bytes"
@@ -149,6 +149,15 @@ def test_statistics_say_how_many_there_should_be(tmp_path: Path) -> None:
     samples, message = read_until_error(path)
     assert len(samples) == 3
     assert "holds 3 samples, its statistics file says 5" in message
+
+
+def test_statistics_that_a_link_leads_out_to_are_not_read(tmp_path: Path) -> None:
+    path = shard(tmp_path / "photos", rows=3)
+    (tmp_path / "secret.json").write_text('{"successes": 5}')
+    (tmp_path / "photos" / "shard_stats.json").symlink_to(tmp_path / "secret.json")
+    assert expected_samples(path, str(tmp_path)) == 5
+    assert expected_samples(path, str(tmp_path / "photos")) is None
+    assert len(list(read_shard(path, str(tmp_path / "photos")))) == 3
 
 
 def test_listing(tmp_path: Path) -> None:
