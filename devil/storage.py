@@ -1,5 +1,6 @@
 """File systems far away, which take their time and fail: a full disk, a bucket out of reach."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -66,10 +67,11 @@ def storage(address: str) -> Iterator[None]:
 def move(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
     """Put a file in the place of another: in one step in a folder, as a copy in a bucket.
 
-    Elsewhere than in folders fsspec's own `mv` takes marks in a name for a pattern.
+    fsspec's own `mv` copies in a folder, too, where renaming fails, and elsewhere takes marks in a
+    name for a pattern.
     """
     if isinstance(fs, LocalFileSystem):
-        fs.mv(source, target)
+        os.replace(source, target)
     else:
         fs.cp_file(source, target)
         fs.rm_file(source)
