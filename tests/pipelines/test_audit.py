@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from devil.audit import (
 )
 from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
-from devil.data.pictures import Failure, Picture, list_units, pictures
+from devil.data.pictures import PIXEL_BYTES, Failure, Picture, list_units, pictures
 from devil.errors import ConfigError, DataError, LayerError, QueryError
 from devil.images import open_image
 from devil.model import DeViL
@@ -315,6 +316,18 @@ def test_statistics_of_a_shard_are_read_inside_of_the_folder_alone(tmp_path: Pat
     assert [type(entry) for entry in found] == [Picture, Picture]
     assert _known_pictures([unit], {}, inside=None) == 5
     assert _known_pictures([unit], {}, inside=str(tmp_path / "photos")) is None
+
+
+def test_files_that_are_too_long_for_a_picture_are_not_read(tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    most = PIXEL_BYTES * SIDE**2
+    for name, length in (("0.png", most), ("1.png", most + 1)):
+        os.truncate(tmp_path / "photos" / name, length)
+    (unit,) = list_units(str(tmp_path / "photos"))
+    read, refused = pictures(unit, max_pixels=SIDE**2)
+    assert isinstance(read, Picture)
+    assert isinstance(refused, Failure) and refused.stage == "decode", refused
+    assert f"too long, {most + 1:,} bytes" in refused.message
 
 
 def test_pictures_of_too_many_pixels_are_errors(tmp_path: Path) -> None:
