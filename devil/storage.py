@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -62,6 +62,41 @@ def storage(address: str) -> Iterator[None]:
         if not is_storage_error(error):
             raise
         raise storage_error(address, error) from error
+
+
+class _Guarded:
+    """A file whose errors are `StorageError`: pyarrow tells damage in it by `OSError`, too."""
+
+    def __init__(self, address: str, file: Any) -> None:
+        self.address = address
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self.file.read(size)
+        except Exception as error:  # each file system raises kinds of its own
+            raise storage_error(self.address, error) from error
+
+
+@contextmanager
+def guarded(fs: fsspec.AbstractFileSystem, path: str, address: str) -> Iterator[Any]:
+    """A file to read, in which whatever else is raised is due to what is written in it.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        StorageError: the file system fails.
+    """
+    try:
+        file = fs.open(path, "rb")
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise storage_error(address, error) from error
+    with file:
+        yield _Guarded(address, file)
 
 
 def move(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
