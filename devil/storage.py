@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOSPC, errorcode
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -14,8 +14,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from devil.errors import DevilError, MissingToolError, StorageError
 
-REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
-"""Packages whose errors are not `OSError`, but mean the same."""
+REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
+"""Packages whose errors are those of a file system, though most are not `OSError`."""
+OF_ALL_FILES = {
+    *("EDQUOT", "ENOSPC", "EMFILE", "ENFILE", "ESTALE"),
+    *("EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN"),
+    *("EBUSY", "EREMOTEIO"),
+}
+"""Errors that do not depend on the file; the last two are 503 and 500 of s3fs."""
 THREADS = 32
 """Requests at once."""
 
@@ -25,8 +31,18 @@ Found = TypeVar("Found")
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether a file system raised this, and not what is written in a file."""
-    package = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or package in REMOTE
+    return isinstance(error, OSError) or _package(error) in REMOTE
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+def is_of_all_files(error: BaseException) -> bool:
+    """Whether a file system raised this, and would for any file in it."""
+    if isinstance(error, OSError) and errorcode.get(error.errno or 0) in OF_ALL_FILES:
+        return True
+    return isinstance(error, ConnectionError | TimeoutError) or _package(error) in REMOTE
 
 
 def storage_error(address: str, error: BaseException) -> StorageError:
