@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from devil.data.sample import Failure
-from devil.errors import FeatureStoreError
+from devil.errors import FeatureStoreError, StorageError
 from devil.manifest import Manifest
-from devil.storage import in_threads, is_storage_error, move, storage, storage_error
+from devil.storage import guarded, in_threads, move, storage
 
 logger = logging.getLogger(__name__)
 
@@ -237,15 +237,15 @@ class FeatureStore:
     def _opened(self, part: str) -> Iterator[IO[bytes]]:
         """A part's file; what is wrong with it, or with the way to it, becomes our error."""
         try:
-            with self.fs.open(part, "rb") as file:
+            with guarded(self.fs, part, part) as file:
                 yield file
+        except StorageError:
+            raise
         except FileNotFoundError as error:
             raise FeatureStoreError(
                 f"{part} is not there (any more); look at the folder, and extract again."
             ) from error
         except Exception as error:
-            if not _is_corruption(error):
-                raise storage_error(part, error) from error
             raise FeatureStoreError(
                 f"{part} is no whole part of a feature store ({error}); remove it, extract again."
             ) from error
@@ -282,12 +282,6 @@ class FeatureStore:
                 token = pa.fixed_shape_tensor(half, (shape.channels,))
                 fields.append((f"class_token.{layer}", token))
         return pa.schema(fields)
-
-
-def _is_corruption(error: Exception) -> bool:
-    """Whether a file's content is wrong; Arrow says some of that as `OSError` without a number."""
-    bare = type(error) is OSError and error.errno is None
-    return isinstance(error, pa.ArrowException) or bare or not is_storage_error(error)
 
 
 def column_of(slot: str, layers: Sequence[str]) -> str:

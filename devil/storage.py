@@ -1,20 +1,27 @@
 """File systems far away, which take their time and fail: a full disk, a bucket out of reach."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOSPC, errorcode
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from devil.errors import DevilError, MissingToolError, StorageError
 
-REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "s3fs"}
-"""Packages whose errors are not `OSError`, but mean the same."""
+REMOTE = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs"}
+"""Packages whose errors are those of a file system, though most are not `OSError`."""
+OF_ALL_FILES = {
+    *("EDQUOT", "ENOSPC", "EMFILE", "ENFILE", "ESTALE"),
+    *("EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENOTCONN"),
+    *("EBUSY", "EREMOTEIO"),
+}
+"""Errors that do not depend on the file; the last two are 503 and 500 of s3fs."""
 THREADS = 32
 """Requests at once."""
 
@@ -24,8 +31,18 @@ Found = TypeVar("Found")
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether a file system raised this, and not what is written in a file."""
-    package = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or package in REMOTE
+    return isinstance(error, OSError) or _package(error) in REMOTE
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+def is_of_all_files(error: BaseException) -> bool:
+    """Whether a file system raised this, and would for any file in it."""
+    if isinstance(error, OSError) and errorcode.get(error.errno or 0) in OF_ALL_FILES:
+        return True
+    return isinstance(error, ConnectionError | TimeoutError) or _package(error) in REMOTE
 
 
 def storage_error(address: str, error: BaseException) -> StorageError:
@@ -63,13 +80,49 @@ def storage(address: str) -> Iterator[None]:
         raise storage_error(address, error) from error
 
 
+class _Guarded:
+    """A file whose errors are `StorageError`: pyarrow tells damage in it by `OSError`, too."""
+
+    def __init__(self, address: str, file: Any) -> None:
+        self.address = address
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self.file.read(size)
+        except Exception as error:  # each file system raises kinds of its own
+            raise storage_error(self.address, error) from error
+
+
+@contextmanager
+def guarded(fs: fsspec.AbstractFileSystem, path: str, address: str) -> Iterator[Any]:
+    """A file to read, in which whatever else is raised is due to what is written in it.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        StorageError: the file system fails.
+    """
+    try:
+        file = fs.open(path, "rb")
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise storage_error(address, error) from error
+    with file:
+        yield _Guarded(address, file)
+
+
 def move(fs: fsspec.AbstractFileSystem, source: str, target: str) -> None:
     """Put a file in the place of another: in one step in a folder, as a copy in a bucket.
 
-    Elsewhere than in folders fsspec's own `mv` takes marks in a name for a pattern.
+    fsspec's own `mv` copies in a folder, too, where renaming fails, and elsewhere takes marks in a
+    name for a pattern.
     """
     if isinstance(fs, LocalFileSystem):
-        fs.mv(source, target)
+        os.replace(source, target)
     else:
         fs.cp_file(source, target)
         fs.rm_file(source)

@@ -107,7 +107,8 @@ def audit(options: AuditOptions) -> Path:
     (output / "errors").mkdir(exist_ok=True)
     parts = finished_parts(str(output))
     units = _units(options.images, parts)
-    write_json(output / PLAN, {"pictures": _known_pictures(units, parts), "units": len(units)})
+    known = _known_pictures(units, parts, options.inside)
+    write_json(output / PLAN, {"pictures": known, "units": len(units)})
     _explain([unit for unit in units if not _is_done(unit, parts)], options)
     parts = finished_parts(str(output))
     counts = count(parts.values())
@@ -143,14 +144,14 @@ def _is_done(unit: Unit, parts: Mapping[str, Part]) -> bool:
     return part is not None and set(unit.files) <= set(part.files)
 
 
-def _known_pictures(units: list[Unit], parts: Mapping[str, Part]) -> int | None:
+def _known_pictures(units: list[Unit], parts: Mapping[str, Part], inside: str | None) -> int | None:
     """How many pictures there are, those of earlier runs included; None: a shard does not say."""
     left = {unit.name: unit for unit in units if not _is_done(unit, parts)}
     done = count(part for name, part in parts.items() if name not in left)
     total = done.explained + done.failed
     for unit in left.values():
         shard = unit.paths[0].endswith(".tar")
-        expected = expected_samples(unit.paths[0]) if shard else len(unit.files)
+        expected = expected_samples(unit.paths[0], inside) if shard else len(unit.files)
         if expected is None:
             return None
         total += expected

@@ -250,6 +250,59 @@ def test_corrupt_parts(kept: int, tmp_path: Path) -> None:
         store.read(str(part))
 
 
+def test_a_part_with_a_broken_page(tmp_path: Path) -> None:
+    store = FeatureStore.create(str(tmp_path), manifest())
+    write(store, "00000")
+    part = tmp_path / "part-00000.parquet"
+    column = pq.read_metadata(part).row_group(0).column(0)
+    begin, size = column.data_page_offset, column.total_compressed_size
+    begin = min(begin, column.dictionary_page_offset or begin)
+    content = part.read_bytes()
+    part.write_bytes(content[:begin] + b"\xff" * size + content[begin + size :])
+    with pytest.raises(FeatureStoreError, match="no whole part"):
+        store.keys(str(part))
+
+
+class ClosedFile(io.FileIO):
+    """A file in a bucket that refuses, as `error` says."""
+
+    error: Exception
+
+    def read(self, size: int | None = -1) -> Any:
+        raise self.error
+
+
+class ClosedBucket(LocalFileSystem):
+    """A bucket that refuses when a file is opened, or when it is read."""
+
+    protocol = "closed"
+
+    def __init__(self, error: Exception, at: str) -> None:
+        super().__init__()
+        self.error, self.at = error, at
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if self.at == "open":
+            raise self.error
+        file = ClosedFile(path)
+        file.error = self.error
+        return file
+
+
+@pytest.mark.parametrize("at", ["open", "read"])
+@pytest.mark.parametrize(
+    "error", [OSError("Forbidden: part"), ValueError("Bad Request: part"), TimeoutError("part")]
+)
+def test_parts_out_of_reach_are_not_corrupt(error: Exception, at: str, tmp_path: Path) -> None:
+    store = FeatureStore.create(str(tmp_path), manifest())
+    write(store, "00000")
+    (part,) = store.parts()
+    store.fs = ClosedBucket(error, at)
+    for ask in (store.metadata, store.read):
+        with pytest.raises(StorageError, match=rf"00000\.parquet cannot be used .*{error}"):
+            ask(part)
+
+
 def test_another_parquet_file_is_no_part(tmp_path: Path) -> None:
     store = FeatureStore.create(str(tmp_path), manifest())
     pq.write_table(pa.table({"x": [1]}), tmp_path / "part-x.parquet")

@@ -1,11 +1,15 @@
-"""Requests at once: in their order, errors raised, and no more ahead than asked for."""
+"""Moves in one step; requests at once, in their order, and no more ahead than asked for."""
 
+import errno
+import os
 import threading
+from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from devil.errors import StorageError
-from devil.storage import as_needed, in_threads
+from devil.storage import as_needed, in_threads, move
 
 
 def test_results_come_in_their_order() -> None:
@@ -25,6 +29,20 @@ def test_errors_are_raised_where_results_are_taken() -> None:
     assert [next(found) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(StorageError, match="out of reach"):
         next(found)
+
+
+def test_a_file_that_cannot_be_renamed_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "part.tmp").write_text("rows")
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(os, name, fails)
+    with pytest.raises(OSError, match="Input/output"):
+        move(LocalFileSystem(), f"{tmp_path}/part.tmp", f"{tmp_path}/part")
+    assert os.listdir(tmp_path) == ["part.tmp"]
 
 
 def test_only_so_many_results_wait() -> None:

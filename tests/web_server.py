@@ -1,5 +1,6 @@
 """A web server on this machine that does what servers do: by path, and counting."""
 
+import gzip
 import threading
 import time
 from collections import Counter
@@ -53,10 +54,15 @@ class Handler(BaseHTTPRequestHandler):
             self.give(429, {"Retry-After": "1"})
         elif name == "busy-for-hours":
             self.give(429, {"Retry-After": "7200"})
+        elif name == "busy-for-ages":
+            self.give(429, {"Retry-After": "Mon, 01 Jan 99999999999 00:00:00 GMT"})
         elif name == "fails-once" and first:
             self.give(500, {})
         elif name.startswith("to/"):
             self.give(302, {"Location": name.removeprefix("to/")})
+        elif name.startswith("encoded/"):
+            encoding = {"Content-Encoding": name.removeprefix("encoded/")}
+            self.give(200, encoding, gzip.compress(PICTURE) if "gzip" in name else PICTURE)
         elif name == "loop":
             self.give(301, {"Location": "/loop"})
         elif name == "relative":

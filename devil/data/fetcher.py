@@ -137,7 +137,7 @@ class Fetcher:
             return error.error
         except FetchError as error:
             return error
-        except (OSError, ValueError) as error:  # whatever a row holds must not end the shard
+        except Exception as error:  # whatever a row holds must not end the shard
             return FetchError(f"{address[:SHOWN]}: {type(error).__name__} {error}")
 
     async def _followed(self, url: httpx.URL, attempt: int) -> bytes:
@@ -190,11 +190,14 @@ class Fetcher:
             if status == BUSY or status >= 500:
                 raise _Transient(error, retry_after(headers.get("retry-after", "")))
             raise error
+        encoding = headers.get("content-encoding") or "identity"
+        if encoding.lower() != "identity":  # unpacked, it could be of any size
+            raise StatusError(f"{_shown(url)} is encoded by {encoding[:SHOWN]}; allowed: identity")
         most, length = self.config.max_bytes, headers.get("content-length", "")
         if length.isdecimal() and int(length) > most:
             raise SizeError(f"{_shown(url)} has {int(length):,} bytes; allowed: {most:,}")
         content = bytearray()
-        async for piece in response.aiter_bytes():
+        async for piece in response.aiter_raw():
             content += piece
             if len(content) > most:
                 raise SizeError(f"{_shown(url)} has over {most:,} bytes; allowed: {most:,}")
@@ -226,7 +229,7 @@ def retry_after(value: str) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.UTC)

@@ -28,7 +28,7 @@ from devil.data.shard import (
     stretch_name,
 )
 from devil.errors import DataError
-from devil.storage import storage
+from devil.storage import guarded, storage
 
 SUFFIX = ".parquet"
 BATCH_ROWS = 64
@@ -166,34 +166,17 @@ def _entry(row: dict[str, Any], columns: _Columns, source: str, number: int) -> 
     )
 
 
-class _Guarded:
-    """A file whose errors are `StorageError`: pyarrow tells damage in it by `OSError`, too."""
-
-    def __init__(self, path: str, file: Any) -> None:
-        self.path = path
-        self.file = file
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-    def read(self, size: int = -1) -> bytes:
-        with storage(self.path):
-            return self.file.read(size)
-
-
 @contextmanager
 def _opened(path: str) -> Iterator[pq.ParquetFile]:
     """The file; what cannot be read in it is a `DataError`, a place out of reach is none."""
     with storage(path):
         fs, name = fsspec.core.url_to_fs(path)
-        try:
-            opened = fs.open(name, "rb")
-        except FileNotFoundError as error:
-            raise DataError(f"shard {path} does not exist.") from error
-    with opened as file:
-        try:
-            yield pq.ParquetFile(_Guarded(path, file), buffer_size=BUFFER_BYTES)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"shard {path} is damaged ({type(error).__name__}: {error}); fetch it again."
-            ) from error
+    try:
+        with guarded(fs, name, path) as file:
+            yield pq.ParquetFile(file, buffer_size=BUFFER_BYTES)
+    except FileNotFoundError as error:
+        raise DataError(f"shard {path} does not exist.") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"shard {path} is damaged ({type(error).__name__}: {error}); fetch it again."
+        ) from error

@@ -18,7 +18,7 @@ from devil.config import SourceConfig
 from devil.data.sample import Failure, Sample, unicode_text
 from devil.data.shard import Shard, ShardIdentity, digest, stretch_name
 from devil.errors import DataError
-from devil.storage import is_storage_error, storage, storage_error
+from devil.storage import is_of_all_files, is_storage_error, storage, storage_error
 
 AT_ONCE = 32
 """Photos fetched together."""
@@ -62,7 +62,11 @@ class PhotoRows:
         ]
 
     def read(self, shard: Shard) -> Iterator[Sample | Failure]:
-        """Its photos; those that are not there are failures."""
+        """Its photos; those that are not there, or cannot be opened, are failures.
+
+        Raises:
+            StorageError: of `AT_ONCE` photos none can be opened, or the file system fails.
+        """
         rows = iter(self._stretch(shard))
         while batch := list(islice(rows, AT_ONCE)):
             yield from self._fetched(batch)
@@ -82,11 +86,12 @@ class PhotoRows:
             # Other than `cat`, this takes no name for a pattern.
             answers = fs.cat_ranges([f"{folder}/{file}" for file in inside], None, None)
         contents = dict(zip(inside, answers, strict=True))
+        some = not all(isinstance(answer, Exception) for answer in answers)
         for row in rows:
             path = f"{self.folder}/{row.file}"
             content = contents.get(row.file, DataError(f"{row.file!r} is not below the folder"))
             if isinstance(content, Exception):
-                if _is_of_folder(content):
+                if _is_of_folder(content, some_are_read=some):
                     raise storage_error(path, content) from content
                 yield Failure.of(row.file, path, "fetch", content)
             else:
@@ -99,8 +104,10 @@ def _is_below(file: str) -> bool:
     return not file.startswith("/") and ".." not in file.split("/")
 
 
-def _is_of_folder(error: Exception) -> bool:
+def _is_of_folder(error: Exception, *, some_are_read: bool) -> bool:
     """Whether an error is the file system's, and not one of this photo alone."""
+    if some_are_read:
+        return is_of_all_files(error)
     if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
         return False
     return is_storage_error(error) and getattr(error, "errno", None) != ENAMETOOLONG

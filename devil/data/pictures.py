@@ -17,6 +17,8 @@ from devil.files import really_inside
 from devil.picture import MAX_PIXELS, open_image
 
 WILDCARDS = "*?["
+PIXEL_BYTES = 8
+"""A pixel of an uncompressed 16-bit RGBA picture; longer files are not read."""
 
 
 class Unit(NamedTuple):
@@ -129,21 +131,22 @@ def pictures(
     Args:
         unit: of `list_units`.
         inside: local folder, without links, that files must really lie in; others are not opened.
-        max_pixels: larger pictures are not decoded.
+        max_pixels: larger pictures are not decoded, and files of over `PIXEL_BYTES` for each pixel
+            are not read.
     """
     for path, file in zip(unit.paths, unit.files, strict=True):
         if inside is not None and not really_inside(path, inside):
             error = DataError("a link leads out of the folder that may be read")
             yield Failure.of(file, path, "read", error)
         elif path.endswith(".tar"):
-            yield from _of_shard(path, max_pixels)
+            yield from _of_shard(path, inside, max_pixels)
         else:
             yield _of_file(path, file, max_pixels)
 
 
-def _of_shard(path: str, max_pixels: int) -> Iterator[Picture | Failure]:
+def _of_shard(path: str, inside: str | None, max_pixels: int) -> Iterator[Picture | Failure]:
     try:
-        for sample in read_shard(path):
+        for sample in read_shard(path, inside):
             yield _decoded(sample.key, path, sample.image or b"", max_pixels)
     except (DataError, OSError) as error:
         yield Failure.of("", path, "read", error)
@@ -152,10 +155,22 @@ def _of_shard(path: str, max_pixels: int) -> Iterator[Picture | Failure]:
 def _of_file(path: str, key: str, max_pixels: int) -> Picture | Failure:
     try:
         fs, name = fsspec.core.url_to_fs(path)
+        _check_length(fs.info(name)["size"] or 0, max_pixels)
         content = fs.cat_file(name)
+    except ImageError as error:
+        return Failure.of(key, path, "decode", error)
     except Exception as error:  # each file system raises kinds of its own
         return Failure.of(key, path, "read", error)
     return _decoded(key, path, content, max_pixels)
+
+
+def _check_length(length: int, max_pixels: int) -> None:
+    most = PIXEL_BYTES * max_pixels
+    if length > most:
+        raise ImageError(
+            f"the file is too long, {length:,} bytes; pictures of at most {max_pixels:,} pixels "
+            f"have up to {most:,}. Make it smaller, or raise max_pixels."
+        )
 
 
 def _decoded(key: str, source: str, content: bytes, max_pixels: int) -> Picture | Failure:

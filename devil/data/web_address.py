@@ -15,13 +15,14 @@ from devil.errors import AddressError
 
 SHOWN = 200
 """Characters of an address in a message."""
+LAST_PORT = 65_535
 
 
 def parsed_address(text: str) -> httpx.URL:
     """An address of the web.
 
     Raises:
-        AddressError: it is none, or of another scheme than http and https.
+        AddressError: it is none, of another scheme than http and https, or of no port that exists.
     """
     try:
         url = httpx.URL(text)
@@ -29,6 +30,8 @@ def parsed_address(text: str) -> httpx.URL:
         raise AddressError(f"{text[:SHOWN]!r} is no web address ({error})") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise AddressError(f"{text[:SHOWN]!r} is no web address; allowed: http:// and https://")
+    if url.port is not None and not 1 <= url.port <= LAST_PORT:
+        raise AddressError(f"{text[:SHOWN]!r} has the port {url.port}; allowed: 1 to {LAST_PORT}")
     return url
 
 

@@ -14,6 +14,7 @@ import fsspec
 from devil.data.sample import Sample, texts, unicode_text
 from devil.data.shard import file_names, list_files
 from devil.errors import DataError
+from devil.files import really_inside
 from devil.storage import is_storage_error, storage, storage_error
 
 END_MARK = 1024
@@ -46,8 +47,8 @@ def shard_names(shards: Sequence[str]) -> list[str]:
     return file_names(shards, ".tar")
 
 
-def read_shard(path: str) -> Iterator[Sample]:
-    """Samples of one shard, in its order.
+def read_shard(path: str, inside: str | None = None) -> Iterator[Sample]:
+    """Samples of one shard, in its order; `inside` as in `expected_samples`.
 
     Raises:
         DataError: the tar is missing, empty, or truncated, or holds fewer samples than its
@@ -69,7 +70,7 @@ def read_shard(path: str) -> Iterator[Sample]:
             f"shard {path} is damaged after {count} samples ({type(error).__name__}: {error}); "
             "fetch it again."
         ) from error
-    expected = expected_samples(path)
+    expected = expected_samples(path, inside)
     if expected is not None and count < expected:
         raise DataError(
             f"shard {path} holds {count} samples, its statistics file says {expected}: it is "
@@ -148,14 +149,21 @@ def _sample(key: str, path: str, members: Mapping[str, bytes]) -> Sample:
 def _json(content: bytes | None) -> dict[str, Any]:
     try:
         record = json.loads(content) if content else {}
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def expected_samples(path: str) -> int | None:
-    """Samples that the shard's `_stats.json` promises; None without such a file."""
+def expected_samples(path: str, inside: str | None = None) -> int | None:
+    """Samples that the shard's `_stats.json` promises; None without such a file.
+
+    Args:
+        path: of the shard.
+        inside: local folder, without links, that the file must really lie in, or else is not read.
+    """
     address = path.removesuffix(".tar") + "_stats.json"
+    if inside is not None and not really_inside(address, inside):
+        return None
     with storage(address):
         fs, local = fsspec.core.url_to_fs(address)
         if not fs.exists(local):
@@ -163,5 +171,5 @@ def expected_samples(path: str) -> int | None:
         content = fs.cat_file(local)
     try:
         return int(json.loads(content)["successes"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

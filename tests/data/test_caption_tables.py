@@ -1,5 +1,6 @@
 """Photos in a folder: captions in COCO's JSON or in a table, and photos that are not there."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from devil.config import SourceConfig
 from devil.data.sample import Failure, Sample
 from devil.data.source import Source, open_source
-from devil.errors import DataError
+from devil.errors import DataError, StorageError
 
 PAIRS = [
     ("b[1].jpg", "a dog"),
@@ -94,6 +96,55 @@ def test_photos_beside_the_table_and_those_that_are_not_there(tmp_path: Path) ->
         "".join(row).encode()  # can be written
     assert found[1].error == "FileNotFoundError"
     assert [row.error for row in found[3:5]] == ["DataError"] * 2
+
+
+def test_a_photo_that_cannot_be_opened_is_a_failure_beside_one_that_can(tmp_path: Path) -> None:
+    photos(tmp_path)
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "t.csv").write_text("file,caption\nloop.jpg,x\na.jpg,x\ngone.jpg,x\n")
+    loop, photo, gone = rows(open_source(str(tmp_path / "t.csv")))
+    assert isinstance(loop, Failure) and (loop.stage, loop.error) == ("fetch", "OSError")
+    assert isinstance(photo, Sample) and isinstance(gone, Failure)
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(StorageError, match=r"loop\.jpg cannot be used"):
+        rows(open_source(str(tmp_path / "t.csv")))
+
+
+@pytest.mark.parametrize(
+    ("error", "of_all"),
+    [
+        (PermissionError(errno.EACCES, "403"), False),
+        (OSError(errno.EIO, "a bad block"), False),
+        (OSError("Forbidden: a.jpg"), False),
+        (OSError(errno.ESTALE, "stale"), True),
+        (OSError(errno.EBUSY, "slow down"), True),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), True),
+        (TimeoutError("no answer"), True),
+    ],
+)
+def test_errors_of_one_photo_and_of_all(
+    error: OSError, of_all: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos(tmp_path)
+    (tmp_path / "t.csv").write_text("file,caption\nc.jpg,x\na.jpg,x\n")
+    real = LocalFileSystem.cat_file
+
+    def fails(fs: Any, path: str, *arguments: Any, **options: Any) -> Any:
+        if path.endswith("a.jpg"):
+            raise error
+        return real(fs, path, *arguments, **options)
+
+    source = open_source(str(tmp_path / "t.csv"))
+    (shard,) = source.shards()
+    monkeypatch.setattr(LocalFileSystem, "cat_file", fails)
+    found = source.read(shard)
+    assert isinstance(next(found), Sample)
+    if of_all:
+        with pytest.raises(StorageError, match=r"a\.jpg cannot be used"):
+            next(found)
+    else:
+        failed = next(found)
+        assert isinstance(failed, Failure) and failed.stage == "fetch"
 
 
 def test_identity_follows_the_rows(tmp_path: Path) -> None:

@@ -38,6 +38,10 @@ def fetch(*addresses: str, config: FetchConfig = OPEN) -> list[Any]:
         ("loop", StatusError, "more than 5 redirects", 6),
         ("to/ftp://host/a", AddressError, "is no web address", 1),
         ("to/http://[::1", AddressError, "no web address", 1),
+        ("to/http://127.0.0.1:99999/", AddressError, "the port 99999; allowed: 1 to 65535", 1),
+        ("busy-for-ages", StatusError, "429", 2),
+        ("encoded/gzip", StatusError, "is encoded by gzip; allowed: identity", 1),
+        ("encoded/gzip,gzip", StatusError, "is encoded by gzip,gzip", 1),
     ],
 )
 def test_failures(server: str, path: str, kind: type, message: str, tries: int) -> None:
@@ -55,7 +59,9 @@ def test_servers_that_keep_one_waiting(server: str) -> None:
     assert Handler.asked["/drip"] <= 1
 
 
-@pytest.mark.parametrize("path", ["busy", "fails-once", "to//other", "relative", "a?b=c"])
+@pytest.mark.parametrize(
+    "path", ["busy", "fails-once", "to//other", "relative", "a?b=c", "encoded/Identity"]
+)
 def test_what_is_there_in_the_end(server: str, path: str) -> None:
     assert fetch(f"{server}/{path}") == [PICTURE]
 
@@ -67,6 +73,28 @@ def test_what_is_there_in_the_end(server: str, path: str) -> None:
 def test_addresses_that_are_none(address: str) -> None:
     (found,) = fetch(address)
     assert isinstance(found, FetchError) and "\n" not in str(found)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 65_536, 99_999])
+def test_ports_that_are_none(port: int) -> None:
+    (found,) = fetch(f"http://127.0.0.1:{port}/x")
+    assert type(found) is AddressError and f"the port {port}" in str(found)
+
+
+def test_whatever_a_request_raises_is_a_failure_of_its_row(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+
+    def broken(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "broken.test":
+            raise ExceptionGroup("several", [RuntimeError("why")])
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", broken)
+    failed, found = fetch("http://broken.test/a", f"{server}/a")
+    assert type(failed) is FetchError and "broken.test/a: ExceptionGroup several" in str(failed)
+    assert found == PICTURE
 
 
 def test_order_and_limits(server: str) -> None:
@@ -134,6 +162,7 @@ def test_proxies_of_the_environment_are_not_used(
 
 def test_retry_after() -> None:
     assert retry_after("") is None and retry_after("soon") is None
+    assert retry_after("Mon, 01 Jan 99999999999 00:00:00 GMT") is None
     assert retry_after("7") == 7.0
     assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     later = retry_after("Wed, 21 Oct 2999 07:28:00 GMT")

@@ -8,10 +8,12 @@ import fsspec
 import pytest
 import tiny
 
-from devil.data.webdataset import Sample, list_shards, read_shard
+from devil.data.webdataset import Sample, expected_samples, list_shards, read_shard
 from devil.errors import DataError
 
 IMAGE = b"\xff\xd8 some bytes"
+DEEP = "[" * 100_000
+"""JSON that Python's reader does not follow to its end."""
 
 
 def read(path: str) -> list[Sample]:
@@ -58,6 +60,7 @@ def test_samples_of_whole_shards(tmp_path: Path) -> None:
         ({"txt": b"txt", "json": b'{"captions": [null, 7, ""]}'}, ("txt",)),
         ({"txt": b"txt", "json": b"{broken"}, ("txt",)),
         ({"txt": b"txt", "json": b"[1]"}, ("txt",)),
+        ({"txt": b"txt", "json": DEEP.encode()}, ("txt",)),
         ({"txt": b"  \n"}, ()),
         ({"json": b'{"caption": ""}'}, ()),
         ({}, ()),
@@ -138,13 +141,23 @@ def test_no_tar_at_all(tmp_path: Path) -> None:
 def test_statistics_say_how_many_there_should_be(tmp_path: Path) -> None:
     path = shard(tmp_path, rows=3)
     statistics = tmp_path / "shard_stats.json"
-    for text in ("{}", "broken", '{"successes": null}', '{"successes": 3}', '{"successes": 2}'):
+    counts = ("null", "3", "2", "Infinity", "NaN")
+    for text in ("{}", "broken", DEEP, *(f'{{"successes": {count}}}' for count in counts)):
         statistics.write_text(text)
         assert len(read(path)) == 3
     statistics.write_text(json.dumps({"successes": 5}))
     samples, message = read_until_error(path)
     assert len(samples) == 3
     assert "holds 3 samples, its statistics file says 5" in message
+
+
+def test_statistics_that_a_link_leads_out_to_are_not_read(tmp_path: Path) -> None:
+    path = shard(tmp_path / "photos", rows=3)
+    (tmp_path / "secret.json").write_text('{"successes": 5}')
+    (tmp_path / "photos" / "shard_stats.json").symlink_to(tmp_path / "secret.json")
+    assert expected_samples(path, str(tmp_path)) == 5
+    assert expected_samples(path, str(tmp_path / "photos")) is None
+    assert len(list(read_shard(path, str(tmp_path / "photos")))) == 3
 
 
 def test_listing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -19,11 +20,11 @@ from devil.audit import (
 )
 from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
-from devil.data.pictures import Failure, Picture, list_units, pictures
+from devil.data.pictures import PIXEL_BYTES, Failure, Picture, list_units, pictures
 from devil.errors import ConfigError, DataError, LayerError, QueryError
 from devil.images import open_image
 from devil.model import DeViL
-from pipelines.audit import PLAN, RUN, AuditOptions, audit, audited
+from pipelines.audit import PLAN, RUN, AuditOptions, _known_pictures, audit, audited
 from pipelines.pool import PoolConfig
 from pipelines.runs import claim_run
 
@@ -300,6 +301,33 @@ def test_shards_of_one_name_are_refused_and_damage_keeps_its_place(tmp_path: Pat
     assert (unit.name, unit.files) == ("0", ("0.tar",))
     found = list(pictures(unit))
     assert isinstance(found[-1], Failure) and found[-1].stage == "read"
+
+
+def test_statistics_of_a_shard_are_read_inside_of_the_folder_alone(tmp_path: Path) -> None:
+    (path,) = tiny_shards(tmp_path / "photos", shards=1, rows=2)
+    statistics = Path(path.replace(".tar", "_stats.json"))
+    statistics.unlink()
+    (tmp_path / "secret.json").write_text('{"successes": 5}')
+    statistics.symlink_to(tmp_path / "secret.json")
+    (unit,) = list_units(str(tmp_path / "photos"))
+    *_, last = pictures(unit)
+    assert isinstance(last, Failure) and "says 5" in last.message
+    found = list(pictures(unit, inside=str(tmp_path / "photos")))
+    assert [type(entry) for entry in found] == [Picture, Picture]
+    assert _known_pictures([unit], {}, inside=None) == 5
+    assert _known_pictures([unit], {}, inside=str(tmp_path / "photos")) is None
+
+
+def test_files_that_are_too_long_for_a_picture_are_not_read(tmp_path: Path) -> None:
+    photos(tmp_path, 2)
+    most = PIXEL_BYTES * SIDE**2
+    for name, length in (("0.png", most), ("1.png", most + 1)):
+        os.truncate(tmp_path / "photos" / name, length)
+    (unit,) = list_units(str(tmp_path / "photos"))
+    read, refused = pictures(unit, max_pixels=SIDE**2)
+    assert isinstance(read, Picture)
+    assert isinstance(refused, Failure) and refused.stage == "decode", refused
+    assert f"too long, {most + 1:,} bytes" in refused.message
 
 
 def test_pictures_of_too_many_pixels_are_errors(tmp_path: Path) -> None:
