@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from devil.errors import DataError
+from devil.storage import guarded
 
 METADATA = b"devil"
 """The footer's key."""
@@ -73,9 +74,10 @@ def read_part(fs: fsspec.AbstractFileSystem, name: str) -> Part:
 
     Raises:
         DataError: the file is corrupt, or no part of an audit.
+        StorageError: it cannot be read.
     """
     try:
-        with fs.open(name, "rb") as file:
+        with guarded(fs, name, name) as file:
             values = json.loads(pq.read_schema(file).metadata[METADATA])
         return Part(**{**values, "files": tuple(values["files"])})
     except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
