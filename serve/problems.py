@@ -1,12 +1,14 @@
 """Errors as problem documents (RFC 9457): raised anywhere, written here, described for OpenAPI."""
 
 import logging
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from serve.schemas import Problem, Refusal
 from serve.settings import RETRY_AFTER_SECONDS
@@ -85,12 +87,20 @@ def add_problem_handlers(api: FastAPI) -> None:
     async def of_routing(request: Request, error: HTTPException) -> Response:
         detail = f"{request.method} {request.url.path[:200]}: {error.detail}."
         headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers["Allow"] = ", ".join(allowed_methods(api.routes, request))
         return problem_response(Refusal(error.status_code, detail), headers)
 
     @api.exception_handler(Exception)
     async def of_ours(request: Request, error: Exception) -> Response:
         logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem_response(internal_error())
+
+
+def allowed_methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """What may be done at a request's address; Starlette names the first route's methods alone."""
+    here = (r for r in routes if isinstance(r, Route) and r.matches(request.scope)[0] != Match.NONE)
+    return sorted({method for route in here for method in route.methods or ()})
 
 
 def internal_error() -> Refusal:

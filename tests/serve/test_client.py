@@ -136,7 +136,7 @@ def test_kept_explanations(service: Client, tmp_path: Path) -> None:
     [
         ({"layers": ["layer9"]}, 422, "layers"),
         ({"smoothing": 2}, 422, "smoothing"),
-        ({"model": "nobody"}, 404, "model"),
+        ({"model": "nobody"}, 422, "model"),
         ({"points": [(2, 0)]}, 422, "points"),
     ],
 )

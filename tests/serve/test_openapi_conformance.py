@@ -7,7 +7,7 @@ where a picture should), and keys are optional here (`test_access` tries them).
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, settings
-from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.checks import CHECKS, load_all_checks, not_a_server_error
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
 
 pytestmark = pytest.mark.live
@@ -23,6 +23,12 @@ def document(address: str) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_url(f"{address}/openapi.json", wait_for_schema=60)
 
 
+@pytest.fixture(autouse=True)
+def old_name(request: pytest.FixtureRequest) -> None:
+    """schemathesis 4.32 looks for a test's name where pytest 9.2 no longer has it."""
+    request.node._nodeid = request.node.nodeid
+
+
 routes = schemathesis.pytest.from_fixture("document")
 
 
@@ -35,7 +41,12 @@ routes = schemathesis.pytest.from_fixture("document")
     suppress_health_check=list(HealthCheck),
 )
 def test_answers_are_as_the_document_says(case: schemathesis.Case) -> None:
-    case.call_and_validate(excluded_checks=LEFT_OUT, timeout=120)
+    response = case.call(timeout=120)
+    left_out = list(LEFT_OUT)
+    if (case.path, response.status_code) == ("/v1/audits", 503):
+        assert "job server" in response.json()["detail"]  # this Ray runs without one
+        left_out.append(not_a_server_error)
+    case.validate_response(response, excluded_checks=left_out)
 
 
 def test_the_checks_that_matter_are_made() -> None:

@@ -4,6 +4,7 @@ import httpx
 import pytest
 import ray.serve
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from serve.problems import MEDIA_TYPE, add_problem_handlers, internal_error
 
@@ -34,3 +35,14 @@ def test_no_stack_trace_leaves_the_server(faulty: str) -> None:
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.json()["detail"] == internal_error().detail
     assert "secret" not in response.text and "Traceback" not in response.text
+
+
+def test_every_method_of_an_address_is_named() -> None:
+    api = FastAPI()
+    add_problem_handlers(api)
+    for method in ("GET", "DELETE"):
+        api.add_api_route("/things/{name}", lambda name: name, methods=[method])
+    api.add_api_route("/things", lambda: "all", methods=["POST"])
+    refused = TestClient(api).put("/things/one")
+    assert refused.status_code == 405 and refused.headers["content-type"] == MEDIA_TYPE
+    assert refused.headers["allow"] == "DELETE, GET"
