@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 from typing import get_args
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from devil.audit_parts import Part
 from devil.client.audits import file_name
+from serve import jobs
 from serve.audit_checks import check_options, check_pictures, read_model_facts
 from serve.audit_folder import (
     ATTEMPT,
@@ -212,6 +214,16 @@ class Server(Jobs):
 
     def find(self, name: str) -> Job | None:
         return self.known.get(name)
+
+
+def test_a_silent_job_server_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asking = Jobs(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for _ in range(2 * jobs.THREADS):
+            with pytest.raises(JobServerError):
+                asking.check()
+        assert asking._pool.submit(int).result(timeout=10) == 0
 
 
 def test_a_job_that_was_asked_for_twice_has_one_name(folder: AuditFolder, tmp_path: Path) -> None:
