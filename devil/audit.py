@@ -137,8 +137,7 @@ class Auditor:
         self, unit: Unit, failures: list[Failure], names: Mapping[str, str]
     ) -> Iterator[Picture]:
         """Pictures that can be read; the others go to `failures`, under other names for paths."""
-        limit = self.config.max_pixels
-        for picture in pictures(unit, inside=self.inside, max_pixels=limit):
+        for picture in pictures(unit, inside=self.inside, max_pixels=self.config.max_pixels):
             if isinstance(picture, Picture):
                 yield picture
                 continue

@@ -37,9 +37,12 @@ def write_atomically(path: str | PathLike[str], content: bytes) -> Path:
     return Path(path)
 
 
-def write_json(path: str | PathLike[str], values: Mapping[str, Any]) -> Path:
-    """Write a JSON object, indented, as `write_atomically` does; makes the folder."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def write_json(
+    path: str | PathLike[str], values: Mapping[str, Any], *, make_folder: bool = True
+) -> Path:
+    """Write a JSON object, indented, as `write_atomically` does; makes the folder if allowed."""
+    if make_folder:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
     return write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
 
 

@@ -218,8 +218,7 @@ def _first(units: list[Unit], options: AuditOptions) -> Iterator[Explanation]:
         with fsspec.open(str(output / f"part-{unit.name}.parquet"), "rb") as file:
             for explanation in table_explanations(pq.read_table(file)):
                 waiting.setdefault(explanation.source, deque()).append(explanation)
-        limit = options.audit.max_pixels
-        for picture in pictures(unit, inside=options.inside, max_pixels=limit):
+        for picture in pictures(unit, inside=options.inside, max_pixels=options.audit.max_pixels):
             if left and isinstance(picture, Picture) and waiting.get(picture.key):
                 left -= 1
                 yield replace(waiting[picture.key].popleft(), image=picture.image)

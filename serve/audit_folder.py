@@ -18,8 +18,8 @@ from urllib.parse import quote
 import fsspec
 
 from devil.audit_parts import Part, count, is_part, read_part
-from devil.errors import DataError
-from devil.files import write_atomically, write_json
+from devil.errors import DataError, StorageError
+from devil.files import write_json
 from devil.picture import MAX_PIXELS
 from serve.audit_schemas import Progress, Results, State
 
@@ -120,7 +120,7 @@ class AuditFolder:
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         """Write a file of JSON; an audit that was removed meanwhile does not come back."""
-        write_atomically(self.path / name, json.dumps(values).encode())
+        write_json(self.path / name, values, make_folder=False)
 
     @property
     def cancelled(self) -> bool:
@@ -150,7 +150,8 @@ class AuditFolder:
             try:
                 found = path.stat()
                 yield _part(str(path), found.st_mtime_ns, found.st_size)
-            except (OSError, DataError):  # replaced this moment, or damaged: the job will say so
+            except (OSError, DataError, StorageError):
+                # Replaced this moment, damaged or out of reach: the job will say so.
                 continue
 
     def results(self, base: str, state: State) -> Results:

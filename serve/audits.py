@@ -81,15 +81,18 @@ class Audits:
 
     def folder(self, name: str) -> AuditFolder:
         """An audit's folder."""
-        if not ID.fullmatch(name) or not (self.place(name) / REQUEST).is_file():
+        if not self._is_audit(name):
             raise UnknownAuditError(name)
         return AuditFolder(self.place(name))
+
+    def _is_audit(self, name: str) -> bool:
+        return bool(ID.fullmatch(name)) and (self.place(name) / REQUEST).is_file()
 
     def names(self, before: str | None = None) -> Iterator[str]:
         """Ids, the newest first."""
         found = os.listdir(self.root) if self.root.is_dir() else []
-        for name in sorted(filter(ID.fullmatch, found), reverse=True):
-            if (before is None or name < before) and (self.place(name) / REQUEST).is_file():
+        for name in sorted(found, reverse=True):
+            if (before is None or name < before) and self._is_audit(name):
                 yield name
 
     def start(self, name: str, *, by_itself: bool = False) -> None:

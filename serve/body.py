@@ -14,6 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
+from devil.data.sample import unicode_text
 from serve.problems import ProblemError, invalid
 from serve.schemas import (
     CaptionOptions,
@@ -124,19 +125,10 @@ async def parsed_form(
         raise ProblemError(400, f"The multipart body is malformed: {error.message}") from None
     except ValueError as error:  # the parser beneath has kinds of its own
         raise ProblemError(400, f"The multipart body is malformed: {error}") from None
-    if not all(_is_text(name) for name in form.keys()):
+    if any(unicode_text(name) != name for name in form.keys()):  # some charsets give such
         await form.close()
         raise ProblemError(400, "The multipart body is malformed: a field's name is no text.")
     return form
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be repeated in an answer; some charsets give half characters."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def form_fields(

@@ -48,8 +48,6 @@ class Job:
     owner: str
     rows: int
     """Rows left, a guess until the draft is there."""
-    weight: int
-    """As how many usual rows each of them counts."""
     done: asyncio.Future[Explanation]
     came: float
     turn: int
@@ -66,6 +64,11 @@ class Job:
     def kind(self) -> Hashable:
         """Jobs of equal kinds can be read together."""
         return kind_of(self.model, self.asked, self.longest)
+
+    @property
+    def weight(self) -> int:
+        """As how many usual rows each of its rows counts; the same for all of a kind."""
+        return weight_of(self.asked, self.longest)
 
     @property
     def load(self) -> int:
@@ -134,9 +137,10 @@ class Desk:
         """
         loop = asyncio.get_running_loop()
         asked = await loop.run_in_executor(None, _prepare, model, question, max_new_tokens)
-        rows, weight = rows_of(model, asked), weight_of(asked, max_new_tokens)
+        rows = rows_of(model, asked)
+        load = rows * weight_of(asked, max_new_tokens)
         kind = kind_of(model, asked, max_new_tokens)
-        ahead = load_ahead(self._jobs, kind, owner, rows * weight, self.turn_locations)
+        ahead = load_ahead(self._jobs, kind, owner, load, self.turn_locations)
         self.pace.admit(ahead, self.waiting + rows, self.max_wait_seconds)
         job = Job(
             model=model,
@@ -144,7 +148,6 @@ class Desk:
             longest=max_new_tokens,
             owner=owner,
             rows=rows,
-            weight=weight,
             done=loop.create_future(),
             came=time.monotonic(),
             turn=self._turn,
@@ -205,15 +208,14 @@ class Desk:
         jobs = [job for job in self._jobs if job.draft is not None]
         if not jobs:
             return []
-        kind = min(jobs, key=lambda job: job.turn).kind
+        oldest = min(jobs, key=lambda job: job.turn)
         self._turn += 1
         owners: dict[str, list[Job]] = {}
         for job in jobs:
-            if job.kind == kind:
+            if job.kind == oldest.kind:
                 owners.setdefault(job.owner, []).append(job)
         taken: list[tuple[Job, list[Rows]]] = []
-        weight = next(iter(owners.values()))[0].weight
-        room = max(1, self.turn_locations // weight)
+        room = max(1, self.turn_locations // oldest.weight)
         total = sum(job.rows for own in owners.values() for job in own)
         if total <= STRETCH * room:
             room = max(room, total)

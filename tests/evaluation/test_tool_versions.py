@@ -28,7 +28,6 @@ def test_no_java(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_code_that_is_not_installed_knows_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in the cluster's image, and in what a job brings along."""
-    version = importlib.metadata.version
 
     def of_others(name: str) -> str:
         if name == "devil":

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from devil.audit_parts import Part
 from devil.client.audits import file_name
-from serve import jobs
+from devil.errors import StorageError
+from serve import audit_folder, jobs
 from serve.audit_checks import check_options, check_pictures, read_model_facts
 from serve.audit_folder import (
     ATTEMPT,
@@ -100,6 +101,22 @@ def test_progress_is_read_from_the_parts(folder: AuditFolder) -> None:
     write_part(folder, "part-0.parquet", Part(("a", "b", "d"), 3, 0, {}))
     again = folder.progress(asked, "running")
     assert (again.explained, again.failed) == (6, 0)
+
+
+def test_a_part_out_of_reach_is_not_counted_and_ends_nothing(
+    folder: AuditFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("part-0.parquet", "part-1.parquet"):
+        write_part(folder, name, Part(("a.png",), 1, 0, {}))
+    read = audit_folder.read_part
+
+    def fails(fs: object, path: str) -> Part:
+        if path.endswith("part-0.parquet"):
+            raise StorageError(f"{path} cannot be used")
+        return read(fs, path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(audit_folder, "read_part", fails)
+    assert folder.progress(folder.request(), "running").explained == 1
 
 
 def test_results_are_what_is_there_and_nothing_else_is_served(folder: AuditFolder) -> None:
