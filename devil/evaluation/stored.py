@@ -16,7 +16,8 @@ from devil.batches import stored_slots
 from devil.config import DecodingConfig
 from devil.decoding import greedy_captions
 from devil.errors import DataError, FeatureStoreError
-from devil.evaluation.captioning import QUICK, BertScoreConfig, CaptionScores, caption_scores
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import QUICK, CaptionScores, caption_scores
 from devil.evaluation.controls import most_frequent_caption, nearest_captions
 from devil.explanation import Caption
 from devil.features import FeatureStore

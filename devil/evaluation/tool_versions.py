@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from devil.errors import MissingToolError
-from devil.evaluation.captioning import java_on_path
+from devil.evaluation.java import java_on_path
 from devil.manifest import package_versions
 
 TOOLS = (

@@ -28,7 +28,8 @@ from devil.config import (
     to_dict,
 )
 from devil.errors import ConfigError
-from devil.evaluation.captioning import QUICK, CaptionScores, java_on_path
+from devil.evaluation.captioning import QUICK, CaptionScores
+from devil.evaluation.java import java_on_path
 from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
 from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore

@@ -16,7 +16,8 @@ from typing import Any
 import tyro
 
 from devil.config import DecodingConfig
-from devil.evaluation.captioning import EVERY, BertScoreConfig
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import EVERY
 from devil.evaluation.language import language_statistics
 from devil.evaluation.stored import (
     CONTROLS,

@@ -34,7 +34,8 @@ from devil.config import (
 )
 from devil.data.milan import Neuron, open_exemplars, read_source
 from devil.errors import ConfigError, DataError
-from devil.evaluation.captioning import EVERY, BertScoreConfig
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import EVERY
 from devil.evaluation.neuron_scores import (
     BY_UNIT,
     HUMAN,

@@ -17,7 +17,8 @@ from typing import Any
 import tyro
 
 from devil.data.caption_files import Captions, check_keys, read_candidates, read_references
-from devil.evaluation.captioning import EVERY, BertScoreConfig, caption_scores
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import EVERY, caption_scores
 from devil.evaluation.controls import most_frequent_caption
 from devil.evaluation.language import language_statistics
 from devil.evaluation.stored import derangement

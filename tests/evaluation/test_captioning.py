@@ -19,13 +19,9 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from devil.errors import ConfigError, DataError, MissingToolError
-from devil.evaluation.captioning import (
-    EVERY,
-    BertScoreConfig,
-    caption_scores,
-    java_on_path,
-    tokenize,
-)
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import EVERY, caption_scores, tokenize
+from devil.evaluation.java import java_on_path
 
 REFERENCES = {
     "1": ["A dog runs through the snow.", "The brown dog is running in the snow"],

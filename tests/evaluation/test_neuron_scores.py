@@ -17,7 +17,8 @@ from devil.evaluation.bert_baseline import (
     main,
     unrelated_pairs,
 )
-from devil.evaluation.captioning import BertScoreConfig, caption_scores
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import caption_scores
 from devil.evaluation.neuron_scores import (
     BY_UNIT,
     HUMAN,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from devil.errors import DataError
-from devil.evaluation.captioning import BertScoreConfig, caption_scores
+from devil.evaluation.bert_scores import BertScoreConfig
+from devil.evaluation.captioning import caption_scores
 from pipelines.protocols.scores import ScoresOptions, scores
 
 REFERENCES = {
