@@ -95,11 +95,6 @@ class TrainingBatches:
         limit = config.max_caption_tokens
         self._chunk = ChunkReader(store, language_model, self.split, columns, limit)
 
-    @property
-    def captions_left_out(self) -> int:
-        """Captions too long for training, in the parts that were read so far."""
-        return sum(self._chunk.left_out.values())
-
     def epoch_steps(self, epoch: int) -> int:
         """Steps in which every row is visited once, but for rests smaller than a batch."""
         return sum(map(self._steps, self._groups(self._order(epoch).permutation(len(self.parts)))))

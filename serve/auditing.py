@@ -65,7 +65,9 @@ class Auditing:
         await _thread(self.audits.jobs.check)  # before a long upload
         await self._check_room()
         if self._uploads >= self.settings.max_uploads:
-            raise ProblemError(429, "Too many uploads are coming in; try again later.")
+            raise ProblemError(
+                429, f"{self._uploads} uploads are coming in, as many as allowed; try again later."
+            )
         self._uploads += 1
         try:
             body = await self._body(request)
@@ -81,8 +83,10 @@ class Auditing:
         return await _thread(lambda: self.audits.document(name, begun=True))
 
     async def _check_room(self) -> None:
-        if await _thread(self.audits.active) >= self.settings.max_audits:
-            raise ProblemError(429, "Too many audits are running; try again later.")
+        if (active := await _thread(self.audits.active)) >= self.settings.max_audits:
+            raise ProblemError(
+                429, f"{active} audits run or wait, as many as allowed; try again later."
+            )
 
     async def _body(self, request: Request) -> AuditBody:
         seconds = self.settings.upload_seconds

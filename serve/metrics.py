@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
 import ray
 import ray.util.metrics
@@ -17,7 +17,6 @@ import ray.util.metrics
 Stage = Literal["read", "queue", "decode", "backbone", "translate", "render"]
 """Where a request's time goes: its body arrives; it waits for a batch; pictures are decoded; the
 backbone sees them; translator and language model answer; the answer is written."""
-STAGES: tuple[Stage, ...] = get_args(Stage)
 SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 """Upper ends of the buckets for durations."""
 SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]

@@ -12,7 +12,6 @@ from devil.errors import ModelFolderError
 from devil.release import read_release, version_folder
 from serve.problems import ProblemError
 from serve.schemas import LayerDescription, ModelDescription
-from serve.settings import Settings
 
 CONFIG = "config.json"
 
@@ -98,12 +97,6 @@ def chosen_model(models: Mapping[str, str], asked: str | None) -> str:
             "model",
         )
     return asked
-
-
-def model_folder(settings: Settings, asked: str | None) -> str:
-    """The folder of the current version of the model that a request names; see `chosen_model`."""
-    models = served_models(settings.model)
-    return current_folder(models[chosen_model(models, asked)])
 
 
 def _config(folder: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -17,6 +18,10 @@ _CHECKED = [
 jaxtyping.install_import_hook(_CHECKED, "typechecking.checked")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# An example may take as long as a busy machine needs.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 import torch  # noqa: E402
 

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from devil import caption_attention
+from devil import caption_attention, cost
 from devil.cost import (
     language_model_attention,
     matrix_rate,
@@ -54,9 +54,13 @@ def test_training_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fewer < needed
 
 
-def test_rate_and_memory() -> None:
+def test_rate_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    assert matrix_rate(cpu, torch.float32, repeats=1) > 1e8
+    clock = iter([0.0, 4.0, 10.0, 12.0])  # two products, of 4 and of 2 seconds
+    monkeypatch.setitem(cost.MATRIX_SIDE, "cpu", 64)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: next(clock))
+    assert matrix_rate(cpu, torch.float32, repeats=2) == 2 * 64**3 / 2
+    monkeypatch.undo()
     before = peak_memory(cpu)
     held = torch.ones(before // 4 + 2**25)
     assert peak_memory(cpu) > before and len(held)

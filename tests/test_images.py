@@ -2,7 +2,6 @@
 
 import io
 import pickle
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -170,13 +169,11 @@ def test_huge_pictures_are_refused_before_decoding(kind: str, side: int) -> None
         at = data.index(b"\xff\xc0") + 5
         data = data[:at] + side.to_bytes(2, "big") * 2 + data[at + 4 :]
     tracemalloc.start()
-    begin = time.perf_counter()
     with pytest.raises(ImageError, match=r"too large.*at most 100,000,000 .*smaller"):
         open_image(data)
-    seconds = time.perf_counter() - begin
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1 and peak < 5_000_000
+    assert peak < 5_000_000  # nothing was decoded
 
 
 def test_max_pixels_is_the_callers() -> None:

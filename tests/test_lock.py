@@ -1,5 +1,6 @@
 """One at a time: a second holder is refused, and what a dead one left behind is taken over."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -153,11 +155,22 @@ def test_times_that_make_no_sense(tmp_path: Path) -> None:
         Lock(tmp_path / "a.lock", stale_minutes=0)
 
 
-def stir(path: Path) -> threading.Thread:
-    """Another machine's sign of life, soon."""
-    thread = threading.Timer(0.3, lambda: os.utime(path))
+@contextlib.contextmanager
+def stirred(path: Path) -> Iterator[None]:
+    """Another machine's signs of life, until the end of the block."""
+    over = threading.Event()
+
+    def stir() -> None:
+        while not over.wait(0.1):
+            os.utime(path)
+
+    thread = threading.Thread(target=stir)
     thread.start()
-    return thread
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_patient_one_finds_out_whether_another_machine_lives(tmp_path: Path) -> None:
@@ -166,10 +179,8 @@ def test_a_patient_one_finds_out_whether_another_machine_lives(tmp_path: Path) -
     with Lock(path, stale_minutes=0.01, patient=True) as lock:  # it stayed silent
         lock.check()
     leave_behind(path, silent=0)
-    thread = stir(path)
-    with pytest.raises(LockError, match=r"held by process .* on elsewhere"):
+    with stirred(path), pytest.raises(LockError, match=r"held by process .* on elsewhere"):
         Lock(path, stale_minutes=10, patient=True).__enter__()
-    thread.join()
     leave_behind(path, silent=0)
     thread = threading.Timer(0.3, path.unlink)  # it ended
     thread.start()

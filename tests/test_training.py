@@ -17,7 +17,7 @@ import torch
 
 from devil.batches import Batch, TrainingBatches
 from devil.config import TrainingConfig
-from devil.errors import ConfigError, LossError
+from devil.errors import ConfigError, DevilError, LossError
 from devil.language_model import LanguageModel
 from devil.training import TENSORS, Trainer, autocast_dtype, build_optimiser, learning_rate
 from devil.translator import Translator
@@ -315,11 +315,21 @@ def test_captions_longer_than_the_context(lm: LanguageModel, tmp_path: Path) -> 
         parts(tmp_path, lm, config(max_caption_tokens=longest + 1))
 
 
-def test_precision() -> None:
+def test_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert autocast_dtype("float32", cpu) is None
     assert autocast_dtype("bfloat16", cpu) is torch.bfloat16
-    assert autocast_dtype("auto", cpu) in (None, torch.bfloat16)
+    for able in ({"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        expected = torch.bfloat16 if any(able.values()) else None
+        assert autocast_dtype("auto", cpu) is expected
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    assert autocast_dtype("auto", gpu) is autocast_dtype("bfloat16", gpu) is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert autocast_dtype("auto", gpu) is None
+    with pytest.raises(DevilError, match="which this GPU lacks; use 'float32'"):
+        autocast_dtype("bfloat16", gpu)
 
 
 def test_bfloat16_learns_the_same(lm: LanguageModel, tmp_path: Path) -> None:

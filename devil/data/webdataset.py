@@ -33,11 +33,6 @@ def list_shards(pattern: str) -> list[str]:
     return list_files(pattern, ".tar")
 
 
-def shard_name(shard: str) -> str:
-    """The name under which a shard's part is kept: its file name without `.tar`."""
-    return shard_names([shard])[0]
-
-
 def shard_names(shards: Sequence[str]) -> list[str]:
     """Names of shards that go into one folder, in their order.
 

@@ -50,20 +50,6 @@ def class_count(backbone: Backbone) -> int:
     return count
 
 
-def class_logits(
-    backbone: Backbone, images: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch label"]:
-    """Logits of a backbone's head for transformed images.
-
-    Gradients flow to `images` where these require them, as everywhere in torch.
-
-    Raises:
-        BackboneError: the backbone has no classification head.
-    """
-    class_count(backbone)
-    return backbone.model_output(images)
-
-
 def grad_cam_layer(backbone: Backbone, layer: str | None = None) -> str:
     """The module at which Grad-CAM is taken in the place of an explained layer.
 
@@ -199,15 +185,3 @@ def imagenet_names() -> tuple[str, ...]:
     """
     descriptions = ImageNetInfo("imagenet-1k").label_descriptions()
     return tuple(text.split(",")[0].replace("_", " ").strip().lower() for text in descriptions)
-
-
-def imagenet_name(index: int) -> str:
-    """Plain name of one ImageNet-1k class, for a query.
-
-    Raises:
-        DataError: the index is not from 0 to 999.
-    """
-    names = imagenet_names()
-    if not 0 <= index < len(names):
-        raise DataError(f"ImageNet-1k has no class {index}; allowed: 0 to {len(names) - 1}.")
-    return names[index]

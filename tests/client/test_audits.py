@@ -21,6 +21,7 @@ from scripted_server import (
 )
 
 from devil.client import Client, RetryConfig
+from devil.client.transports import BlockingTransport
 from devil.client.uploads import open_upload
 from devil.errors import ConfigError, DataError, ServiceError
 
@@ -50,12 +51,15 @@ def test_an_audit_is_never_started_twice(failure: str, call: str) -> None:
     assert len(posts) == (2 if repeated else 1)
 
 
-def test_a_connection_that_was_never_made_is_tried_again() -> None:
+def test_a_connection_that_was_never_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(BlockingTransport, "sleep", lambda _, seconds: slept.append(seconds))
     with scripted([]) as server:
         address = server.address
     with Client(address, retry=FAST) as client, pytest.raises(ServiceError) as caught:
         client.audits.start("photos")
     assert "ConnectError" in str(caught.value)
+    assert len(slept) == FAST.tries - 1
 
 
 def photos(folder: Path) -> dict[str, bytes]:

@@ -100,7 +100,6 @@ def test_a_job_that_fails_says_why_and_exits_with_one(address: str, tmp_path: Pa
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.skipif(not (ROOT / "pipelines" / "retrain.py").is_file(), reason="no retraining yet")
 def test_a_retraining_that_has_learned_nothing_is_refused(address: str, tmp_path: Path) -> None:
     tiny_shards(tmp_path / "shards", shards=2, rows=5)
     tiny_store(tmp_path / "fixed", shards=1, rows=4)

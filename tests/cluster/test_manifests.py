@@ -14,14 +14,16 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.serve.schema import ServeDeploySchema
 
 import serve.app
-from pipelines import extract, train
+from pipelines import extract, retrain, train
 from serve.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "cluster").glob("*.yaml"))
-OPTIONS = {"extract": extract.ExtractOptions, "train": train.TrainOptions}
-if (ROOT / "pipelines" / "retrain.py").is_file():
-    OPTIONS["retrain"] = importlib.import_module("pipelines.retrain").RetrainOptions
+OPTIONS = {
+    "extract": extract.ExtractOptions,
+    "train": train.TrainOptions,
+    "retrain": retrain.RetrainOptions,
+}
 CLUSTER = {
     *("rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions"),
     *("headGroupSpec", "workerGroupSpecs"),
@@ -181,9 +183,8 @@ def test_programs_exist_and_understand_their_flags() -> None:
     assert set(commands()) == {"extract", "train", "retrain"}
     for program, (python, script, *arguments) in commands().items():
         assert (python, script) == ("python", f"/app/pipelines/{program}.py")
-        if program in OPTIONS:
-            assert (ROOT / "pipelines" / f"{program}.py").is_file()
-            tyro.cli(OPTIONS[program], args=arguments)
+        assert (ROOT / "pipelines" / f"{program}.py").is_file()
+        tyro.cli(OPTIONS[program], args=arguments)
 
 
 def test_jobs_ask_for_what_their_clusters_can_give() -> None:

@@ -86,7 +86,7 @@ def test_scores_by_hand() -> None:
     # Turned pictures tell own captions from others'.
     crops = np.stack([np.eye(3), np.roll(np.eye(3), 1, axis=0)])
     turned = crop_coherence(crops, texts, means, layers=("near", "far"), sizes=(8, 16, 64))["far"]
-    assert turned.own.best == (0.5, 0.5, 0) or turned.own.best != turned.shuffled.best
+    assert turned.own.best == (0.5, 0.5, 0)
     assert turned.own.mean_best == np.mean([16, 8])
     assert turned.shuffled.mean_best == np.mean([64, 64])
     with pytest.raises(DataError, match="two pictures or more; there are 1"):

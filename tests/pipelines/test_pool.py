@@ -8,6 +8,7 @@ import pytest
 import ray
 
 from devil.errors import ConfigError
+from pipelines import pool
 from pipelines.pool import KEEP_MEMORY, PoolConfig, check_room, over_pool, start_ray
 
 
@@ -47,3 +48,25 @@ def test_workers_keep_freed_memory() -> None:
 def test_pools_that_make_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PoolConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("config", "nodes", "resources", "expected"),
+    [
+        (PoolConfig(workers=8), 1, {"CPU": 2}, 5),  # no more than there are units
+        (PoolConfig(cpus_per_worker=2), 3, {"CPU": 9}, 4),
+        (PoolConfig(gpus_per_worker=1), 1, {"CPU": 99, "GPU": 3}, 3),
+        (PoolConfig(gpus_per_worker=0.5), 2, {"CPU": 1, "GPU": 2}, 4),
+        (PoolConfig(gpus_per_worker=1), 1, {"CPU": 99}, 1),  # the cluster may grow
+    ],
+)
+def test_as_many_workers_as_the_cluster_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    config: PoolConfig,
+    nodes: int,
+    resources: dict[str, float],
+    expected: int,
+) -> None:
+    monkeypatch.setattr(pool.ray, "nodes", lambda: [{}] * nodes)
+    monkeypatch.setattr(pool.ray, "cluster_resources", lambda: resources)
+    assert pool.worker_count(config, units=5) == expected

@@ -116,15 +116,15 @@ def test_names_that_lead_out_are_refused(kind: str, name: str, tmp_path: Path) -
     assert set(written(tmp_path)) <= {"out/good.jpg"}
 
 
-@given(st.text(min_size=1, max_size=60))
+@given(st.text(min_size=1, max_size=20) | st.text("./\\aC:\0é", min_size=1, max_size=20))
 def test_no_name_leads_out(name: str) -> None:
     try:
         found = plain_name(name)
-    except (ArchiveError, UnicodeError):
+    except ArchiveError:
         return
     path = os.path.normpath(f"/folder/{found}")
     assert path.startswith("/folder/") and path != "/folder/"
-    assert str(found).encode().isascii() or found
+    assert "\\" not in str(found) and "\0" not in str(found)
 
 
 @pytest.mark.parametrize(

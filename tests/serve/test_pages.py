@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -135,5 +136,21 @@ def test_samples_are_scenes_and_small() -> None:
 
 
 def test_the_files_travel_with_the_package() -> None:
-    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert 'serve = ["page/*", "page/samples/*"]' in project
+    root = Path(__file__).parents[2]
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = ("benchmarks", "devil", "pipelines", "serve")
+    assert setuptools["packages"]["find"]["include"] == [f"{name}*" for name in packages]
+    carried = [
+        f"{package.replace('.', '/')}/{pattern}"
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+    ]
+    needed = [
+        path.relative_to(root)
+        for package in packages
+        for path in (root / package).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc") and "results" not in path.parts
+    ]
+    assert len(needed) > 10
+    for path in needed:
+        assert any(path.match(pattern) for pattern in carried), path

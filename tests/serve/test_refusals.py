@@ -87,7 +87,7 @@ def hurried(
     slow = ray.serve.deployment(slow_explainer(), max_ongoing_requests=2, ray_actor_options=free)
     ingress = ray.serve.deployment(Ingress, ray_actor_options=free)
     state = str(tmp_path_factory.mktemp("state"))
-    settings = Settings(model=str(model_folder), state=state, timeout_seconds=0.25)
+    settings = Settings(model=str(model_folder), state=state, timeout_seconds=2)
     application = ingress.bind(settings, slow.bind(explainer))
     ray.serve.run(application, name="hurried", route_prefix="/hurried")
     yield f"{address}/hurried"
@@ -96,7 +96,7 @@ def hurried(
 
 def test_requests_that_take_too_long(hurried: str, jpeg: bytes) -> None:
     for response in asyncio.run(post_all(hurried, [(jpeg, {"queries": ["red"]})] * 2)):
-        assert_problem(response, 503, None, "No answer within 0.25 s")
+        assert_problem(response, 503, None, "No answer within 2 s")
         assert int(response.headers["retry-after"]) >= 1
     brief = {"layers": ["layer4"], "dense": False, "max_new_tokens": 1}
     for _ in range(120):  # a busy machine may need several attempts
@@ -116,7 +116,7 @@ def test_bodies_that_do_not_arrive(hurried: str) -> None:
     connection.endheaders(b"{")
     response = connection.getresponse()
     assert response.status == 408
-    assert "did not arrive within 0.25 s" in json.loads(response.read())["detail"]
+    assert "did not arrive within 2 s" in json.loads(response.read())["detail"]
     connection.close()
 
 
