@@ -40,7 +40,7 @@ from pipelines.audit import audit, audited
 from pipelines.cli import run_script
 from pipelines.extract import extract
 from pipelines.pool import PoolConfig, start_ray
-from pipelines.protocols.ablation import RANDOM, ablation, trainings
+from pipelines.protocols.ablation import DEVIL, RANDOM, ablation, trainings
 from pipelines.protocols.captioning import CaptioningOptions, captioning, captioning_table
 from pipelines.protocols.crops import CropsOptions, crops
 from pipelines.protocols.localisation import LocalisationOptions, localisation
@@ -223,7 +223,24 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         half="reporting",
         limit=None,
     )
-    return {**localisation(reported), "choosing": choosing}
+    found = {**localisation(reported), "choosing": choosing}
+    if reported.random:
+        found["equal_training"] = equal_training(reported, best, output)
+    return found
+
+
+def equal_training(
+    reported: LocalisationOptions, setting: MapSetting, output: Path
+) -> dict[str, Any]:
+    """The setting's maps by the ablation's translator that saw as many captions as the control."""
+    twin = replace(
+        with_setting(reported, setting),
+        model=str(output / "translators" / f"{DEVIL}-0" / "model"),
+        output=str(output / "localisation_equal_training"),
+        grad_cam_layers=(),
+    )
+    found = localisation(twin)
+    return {name: found[name] for name in ("model", "random_control", "scores")}
 
 
 def chosen_setting(wanted: LocalisationOptions) -> tuple[dict[str, Any], MapSetting]:

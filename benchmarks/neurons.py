@@ -8,7 +8,7 @@ control.
 """
 
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from devil.data.rendered_units import RenderedUnitsConfig, write_rendered_units
 from devil.evaluation.captioning import QUICK
 from pipelines.pool import PoolConfig
 from pipelines.protocols.neurons import NeuronsOptions
+from pipelines.runs import claim_run
 
 RENDERED, REAL = "rendered/scenes", "resnet152/imagenet"
 UNITS = RenderedUnitsConfig(units=240, image_size=128)
@@ -27,6 +28,7 @@ UNITS = RenderedUnitsConfig(units=240, image_size=128)
 def neuron_requests(data: Path, output: Path) -> dict[str, NeuronsOptions]:
     """Write the units, unless they are there, and name the runs of the protocol."""
     units = output / "data"
+    claim_run(output / "units.json", asdict(UNITS))
     if not (units / RENDERED / ANNOTATIONS).is_file():
         write_rendered_units(units, RENDERED, UNITS)
     (units / REAL).mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,14 @@ from typing import Any
 
 from benchmarks import published
 from devil.evaluation.bootstrap import Interval
-from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM
+from devil.evaluation.localiser import CENTRE, GRAD_CAM, RANDOM, UNTRAINED
 from devil.evaluation.random_control import RANDOM_BACKBONE
 from devil.evaluation.stored import SHUFFLED as OTHER_FEATURES
 from devil.report.table import Cell, ReportTable
 from devil.types import ALL_LAYERS
 from pipelines.protocols.ablation import DEVIL, ablation_table
 from pipelines.protocols.captioning import captioning_table, language_table
-from pipelines.protocols.localisation_tables import CONTROLS, TITLES
+from pipelines.protocols.localisation_tables import CONTROLS, TITLES, gain_text, rivals_of
 
 Record = Mapping[str, Any]
 
@@ -123,6 +123,7 @@ def maps_table(record: Record, subset: str) -> ReportTable:
     scores, chosen = record["scores"][subset], record["choosing"]["chosen"]
     _, _, shared = chosen.partition(", ")
     controls = {e: c for e, c in CONTROLS.items() if any(name.endswith(e) for name in scores)}
+    rivals = rivals_of(scores)
     rows: list[tuple[Cell, ...]] = []
     for name, found in scores.items():
         if name.endswith(tuple(CONTROLS)):
@@ -132,6 +133,7 @@ def maps_table(record: Record, subset: str) -> ReportTable:
         for measure in ("pointing", "precision"):
             row.append(Interval(**found[measure]).text)
             row += [control[measure]["mean"] if control else None for control in beside]
+        row += [gain_text(found, rival) for rival in rivals]
         rows.append((*row, found["overlap"]["mean"], found["maps"]))
     first = scores[chosen]
     return ReportTable(
@@ -140,8 +142,31 @@ def maps_table(record: Record, subset: str) -> ReportTable:
         f"categories; by chance {first['chance']:.3f}",
         columns=(
             *("map", "pointing", *controls.values(), "precision", *controls.values()),
+            *(f"precision − {rival}'s" for rival in rivals),
             *("IoU", "maps"),
         ),
+        rows=tuple(rows),
+    )
+
+
+def equal_training_table(record: Record) -> ReportTable:
+    """The chosen setting's maps beside the control's, after as many captions, by subset."""
+    scores = record["equal_training"]["scores"]
+    rows: list[tuple[Cell, ...]] = []
+    for subset in (name for name in TITLES if name in scores):
+        own = next(iter(scores[subset]))
+        found, control = scores[subset][own], scores[subset][own + UNTRAINED]
+        gain = found["above"][own + UNTRAINED]
+        row: list[Cell] = [TITLES[subset].removeprefix("Maps for ")]
+        for measure in ("pointing", "precision"):
+            row += [found[measure]["mean"], control[measure]["mean"]]
+            row.append(Interval(**gain[measure]).text)
+        rows.append((*row, found["maps"]))
+    columns = ((name, RANDOM_BACKBONE, "difference") for name in ("pointing", "precision"))
+    return ReportTable(
+        title="Equal training",
+        caption="",
+        columns=("maps for", *(head for heads in columns for head in heads), "maps"),
         rows=tuple(rows),
     )
 
@@ -149,20 +174,22 @@ def maps_table(record: Record, subset: str) -> ReportTable:
 def cells_table(record: Record) -> ReportTable:
     """Captions against what covers the location's own cell, by layer."""
     layers = record["objects"]["layers"]
-    columns = ("hits", "shuffled", "mean_feature", "constant")
+    columns = ("shuffled", "mean_feature", "constant")
     untrained = any(v["fields"]["cell"].get("random_backbone") is not None for v in layers.values())
     columns += ("random_backbone",) if untrained else ()
-    heads = {"hits": "named", "constant": "most frequent category"}
-    rows = []
+    heads = {"constant": "most frequent category"}
+    rows: list[tuple[Cell, ...]] = []
     for layer, found in layers.items():
         cell, contested = found["fields"]["cell"], found["contested"]["cell"]
+        named = Interval(cell["hits"], *cell["interval"]).text
         values = (cell[name] for name in columns)
-        rows.append((layer, *values, cell["locations"], contested["hits"], contested["shuffled"]))
+        against = (contested["hits"], contested["shuffled"])
+        rows.append((layer, named, *values, cell["locations"], *against))
     return ReportTable(
         title="Objects named",
         caption="",
         columns=(
-            *("layer", *(heads.get(name, name.replace("_", " ")) for name in columns)),
+            *("layer", "named", *(heads.get(name, name.replace("_", " ")) for name in columns)),
             *("locations", "named, contested", "shuffled, contested"),
         ),
         rows=tuple(rows),

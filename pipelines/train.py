@@ -22,6 +22,7 @@ import tyro
 from devil.batches import check_captions, stored_slots
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, to_dict
 from devil.errors import ConfigError
+from devil.evaluation.captioning import check_tokenizer
 from devil.features import FeatureStore
 from devil.language_model import load_language_model
 from devil.lock import Lock
@@ -95,12 +96,15 @@ def train(options: TrainOptions) -> DeViL:
             workers, or the machine is.
         CaptionError: no caption can be trained on.
         LossError: the loss is not finite; names the file with the batch's keys.
+        MissingToolError: there is no Java, or it fails, which validation needs.
         LockError: another training into this folder is running.
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
     wanted = _run_description(options) | _check_inputs(options)
     if not (output / "training" / "finished").is_file():
+        if options.training.validation_rows:
+            check_tokenizer()
         start_ray()
         check_room(options.workers, options.cpus_per_worker, float(options.gpu))
     # A job that was lost is started anew at once, on another machine, and waits for its lock.

@@ -338,9 +338,14 @@ def tiny_store(
     captions: int = 2,
     backbone: str = "test_resnet",
     extraction: ExtractionConfig | None = None,
+    untrained: bool = False,
 ) -> FeatureStore:
-    """Shards, a backbone, and the store that extraction makes of them (`folder/store`)."""
+    """Shards, a backbone, and the store that extraction makes of them (`folder/store`).
+
+    With `untrained`, its backbone says so itself, as in `tiny_model`.
+    """
     config = tiny_backbone_weights(folder / "backbone", backbone)
+    config = replace(config, weights="random", seed=1) if untrained else config
     vision = load_backbone(config)
     manifest = Manifest.of(vision, config, extraction or ExtractionConfig(draws=3, batch_size=8))
     store = FeatureStore.create(str(folder / "store"), manifest)

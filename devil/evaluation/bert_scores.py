@@ -3,10 +3,12 @@
 The encoder is the user's choice; what it lacks to be used is said in the words of its options.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from devil.errors import ConfigError, MissingToolError
 from devil.evaluation.bert_baseline import COMMAND, check_baseline
@@ -64,18 +66,18 @@ def bert_f1(
     rows = [row for row, text in enumerate(captions) if text.strip()]  # an empty one stops it
     if not rows:
         return result
-    found = [captions[row] for row in rows]
-    wanted = [list(references[row]) for row in rows]
-    if config.lower:
-        found = [text.lower() for text in found]
-        wanted = [[text.lower() for text in texts] for texts in wanted]
+    change = str.lower if config.lower else str
+    found = [change(captions[row]) for row in rows]
+    every = [[change(text) for text in texts] for texts in references]
+    wanted = [every[row] for row in rows]
     try:
+        idf: Any = _rarity(every, config.model) if config.idf else False
         scores: Any = bert_score.score(
             found,
             wanted,
             model_type=config.model,
             num_layers=config.num_layers,
-            idf=config.idf,
+            idf=idf,
             rescale_with_baseline=config.rescale_with_baseline,
             baseline_path=config.baseline_path,
             lang="en",
@@ -91,11 +93,23 @@ def bert_f1(
         raise MissingToolError(
             f"num_layers is {config.num_layers} for {config.model}; give one that it has: {error}."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MissingToolError(f"{config.model} could not be loaded: {error}") from error
     for row, value in zip(rows, scores[2].tolist(), strict=True):
         result[row] = value
     return result
+
+
+def _rarity(references: Sequence[Sequence[str]], model: str) -> Mapping[int, float]:
+    """Inverse document frequencies of tokens in all references, as bert-score counts them.
+
+    Of all: those of rows without a caption count, too, so that captions from several sources are
+    weighed alike.
+    """
+    from bert_score.utils import get_idf_dict, get_tokenizer
+
+    texts = [text for each in references for text in each]
+    return get_idf_dict(texts, get_tokenizer(model), nthreads=0)
 
 
 def _baseline_file(config: BertScoreConfig) -> Path:

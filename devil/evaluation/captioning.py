@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ EVERY = (*QUICK, "meteor", "spice", "bert_score")
 NOT_LATIN = 0.2
 """METEOR and SPICE know English only: above this share of other letters they are left out."""
 
-_LAST_ROW = "\0last"
+_LAST = "last"
+"""Follows the captions through the tokeniser, and comes back as it is, or lines were lost."""
 
 # SPICE's parser reads private fields of these packages.
 _SPICE_JAVA_OPTIONS = " ".join(
@@ -102,9 +103,7 @@ def caption_scores(
     Raises:
         DataError: there is nothing to score, a key has no references, or a metric is unknown.
     """
-    unknown = sorted(set(metrics) - set(EVERY))
-    if unknown:
-        raise DataError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(EVERY)}.")
+    check_metrics(metrics)
     if not candidates:
         raise DataError("there are no captions to score; give at least one.")
     missing = sorted(set(candidates) - {key for key, texts in references.items() if texts})
@@ -137,8 +136,34 @@ def caption_scores(
         scores=scores,
         missing=reasons,
         rows=len(keys),
-        keys_hash=hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16],
+        keys_hash=keys_hash(keys),
     )
+
+
+def keys_hash(keys: Iterable[str]) -> str:
+    """SHA-256 (first 16 hex digits) over keys in their order: equal hashes, equal pictures."""
+    return hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Refuse unknown names of metrics.
+
+    Raises:
+        DataError: one is not in `EVERY`.
+    """
+    unknown = sorted(set(metrics) - set(EVERY))
+    if unknown:
+        raise DataError(f"unknown metrics {', '.join(unknown)}; there are {', '.join(EVERY)}.")
+
+
+@functools.cache
+def check_tokenizer() -> None:
+    """Try once the tokeniser, without which no metric but BERTScore can be computed.
+
+    Raises:
+        MissingToolError: there is no Java, or it fails.
+    """
+    tokenize({"": ["a word"]})
 
 
 def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -147,22 +172,42 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     Raises:
         MissingToolError: there is no Java, or it fails.
     """
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-
     # The tokeniser works line by line: a caption without any word, or with a line's end inside,
     # would shift all that follow. A lone full stop does not.
-    rows = {
-        key: [{"caption": " ".join(text.split()) or "."} for text in texts]
-        for key, texts in captions.items()
-    }
-    rows[_LAST_ROW] = [{"caption": "last"}]  # comes back as it is, or lines before it were lost
+    lines = [" ".join(text.split()) or "." for texts in captions.values() for text in texts]
+    found = iter(_ptb_tokens([*lines, _LAST])[:-1])
+    return {key: [next(found) for _ in texts] for key, texts in captions.items()}
+
+
+def _ptb_tokens(lines: Sequence[str]) -> list[str]:
+    """What pycocoevalcap's `PTBTokenizer` gives for each line, of which the last is `_LAST`.
+
+    It calls the same program with the same options, but writes the lines into its own folder,
+    which is not ours to write to where packages belong to another user; here they go through a
+    pipe.
+    """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
+    jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     with java_on_path():
         try:
-            with quiet_stderr():
-                tokens = PTBTokenizer().tokenize(rows)
+            done = subprocess.run(
+                [*command, "-preserveLines", "-lowerCase"],
+                input="\n".join(lines).encode(),
+                capture_output=True,
+                check=True,
+            )
         except OSError as error:
             raise MissingToolError(_java_failed(str(error))) from error
-        if tokens.pop(_LAST_ROW, None) != ["last"]:
+        except subprocess.CalledProcessError as error:
+            said = error.stderr.decode(errors="replace").strip()
+            raise MissingToolError(_java_failed(said[-500:] or str(error))) from error
+        tokens = [
+            " ".join(w for w in line.rstrip().split(" ") if w not in ptbtokenizer.PUNCTUATIONS)
+            for line in done.stdout.decode(errors="replace").removesuffix("\n").split("\n")
+        ]
+        if len(tokens) != len(lines) or tokens[-1] != _LAST:
             raise MissingToolError(_java_failed("it did not give a line for each text"))
     return tokens
 
@@ -207,10 +252,16 @@ def _meteor(found: Tokens, wanted: Tokens) -> dict[str, float]:
     from pycocoevalcap.meteor.meteor import Meteor
 
     _check_english(wanted)
+    with java_on_path():
+        try:
+            meteor = Meteor()
+        except OSError as error:
+            raise MissingToolError(f"METEOR's Java program failed: {error}") from error
     try:
-        with java_on_path():
-            return {"meteor": float(Meteor().compute_score(wanted, found)[0])}
+        return {"meteor": float(meteor.compute_score(wanted, found)[0])}
     except (OSError, ValueError) as error:  # its Java process ended
+        if meteor.lock.locked():
+            meteor.lock.release()  # which it did not, and would wait for for ever as it is deleted
         raise MissingToolError(f"METEOR's Java program failed: {error}") from error
 
 

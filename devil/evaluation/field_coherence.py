@@ -16,6 +16,7 @@ from PIL import Image
 
 from devil.config import DecodingConfig
 from devil.errors import DataError
+from devil.evaluation.bootstrap import mean_interval
 from devil.evaluation.fields import NOTHING, FieldConfig, covering_categories
 from devil.evaluation.location_captions import drawn_locations, layer_grid, location_captions
 from devil.evaluation.naming import Naming
@@ -39,6 +40,8 @@ class FieldScore:
 
     hits: float | None
     """None where there are no locations, as are the others."""
+    interval: tuple[float, float] | None
+    """95 % bootstrap interval of the hits, over pictures."""
     shuffled: float | None
     """By the captions of another picture, at the same locations."""
     mean_feature: float | None
@@ -148,7 +151,7 @@ def field_coherence(
         mean_named: (category,) bool, what the mean feature's caption names.
         categories, fields: their names.
         untrained: for each picture as `FieldRow.named`, of the control with a random backbone.
-        seed: of the assignment of other pictures' captions.
+        seed: of the assignment of other pictures' captions, and of the bootstrap.
 
     Raises:
         DataError: fewer than two pictures: there is no other picture's caption.
@@ -165,7 +168,7 @@ def field_coherence(
     scores: dict[str, dict[str, FieldScore]] = {"fields": {}, "contested": {}}
     for field, category in zip(fields, covered, strict=True):
         for kind, counted in (("fields", category != NOTHING), ("contested", contested)):
-            scores[kind][field] = _score(category, counted, said, mean_named, categories)
+            scores[kind][field] = _score(category, counted, said, mean_named, categories, seed)
     gaps = {
         field: score.hits - score.shuffled
         for field, score in scores["contested"].items()
@@ -181,6 +184,7 @@ def _score(
     said: Mapping[str, np.ndarray],
     mean_named: np.ndarray,
     categories: Sequence[str],
+    seed: int,
 ) -> FieldScore:
     """One field's score; `said`: whose captions → (picture, location, category) bool."""
     picture, location = np.nonzero(counted)
@@ -188,12 +192,20 @@ def _score(
     shares: dict[str, float | None] = dict.fromkeys(("hits", "shuffled", "random_backbone"))
     if not len(wanted):
         return FieldScore(
-            **shares, mean_feature=None, constant=None, constant_category=None, locations=0
+            **shares,
+            interval=None,
+            mean_feature=None,
+            constant=None,
+            constant_category=None,
+            locations=0,
         )
     shares |= {who: float(named[picture, location, wanted].mean()) for who, named in said.items()}
+    hits = said["hits"][picture, location, wanted].astype(float)
+    _, low, high = mean_interval(hits, picture.tolist(), seed=seed)
     counts = np.bincount(wanted, minlength=len(categories))
     return FieldScore(
         **shares,
+        interval=(low, high),
         mean_feature=float(mean_named[wanted].mean()),
         constant=float(counts.max() / len(wanted)),
         constant_category=categories[int(counts.argmax())],

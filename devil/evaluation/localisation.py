@@ -21,7 +21,7 @@ import numpy as np
 
 from devil.errors import DataError
 from devil.evaluation.bootstrap import Interval, mean_interval
-from devil.evaluation.pointing import points_at
+from devil.evaluation.pointing import peak_share
 from devil.report.heatmap import place
 
 AREAS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -35,8 +35,8 @@ Region = tuple[float, float, float, float]
 class MapScore(NamedTuple):
     """One map against one mask."""
 
-    hit: bool
-    """The map's maximum is on the object."""
+    hit: float
+    """The map's maximum is on the object: 1, 0, or the share of several highest pixels."""
     precision: float
     """Average precision over pixels."""
     share: float
@@ -80,7 +80,7 @@ def map_score(values: np.ndarray, region: Region, mask: np.ndarray) -> MapScore:
         raise DataError(f"the object has no pixel in the region {region}; leave it out.")
     pixels = place(values, region, (width, height)).values.ravel()
     return MapScore(
-        hit=points_at(values, region, mask),
+        hit=peak_share(pixels, truth),
         precision=float(average_precision_score(truth, pixels)),
         share=float(truth.mean()),
         overlaps=tuple(overlaps(pixels, truth)),
@@ -142,6 +142,40 @@ def localisation_scores(
     }
 
 
+def localisation_gains(
+    results: Iterable[MapResult],
+    method: str,
+    rivals: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+) -> dict[str, dict[str, Interval]]:
+    """What a method scores above rivals on the maps that both have: pointing and precision.
+
+    Differences of the same photo and category, so that what makes a photo hard for both is no
+    noise; intervals over photos. Rivals without a common map are left out.
+    """
+    by_method: dict[str, dict[tuple[str, str], MapScore]] = {}
+    for row in sorted(results, key=lambda r: r[:2]):
+        if row.method == method or row.method in rivals:
+            by_method.setdefault(row.method, {})[row.photo, row.category] = row.score
+    own = by_method.pop(method, {})
+    found = {}
+    for rival, theirs in by_method.items():
+        pairs = [(own[key], score, key[0]) for key, score in theirs.items() if key in own]
+        if pairs:
+            photos = [photo for *_, photo in pairs]
+            gains = {
+                "pointing": [mine.hit - other.hit for mine, other, _ in pairs],
+                "precision": [mine.precision - other.precision for mine, other, _ in pairs],
+            }
+            found[rival] = {
+                name: mean_interval(values, photos, seed=seed, resamples=resamples)
+                for name, values in gains.items()
+            }
+    return found
+
+
 def _score(rows: Sequence[MapResult], seed: int, resamples: int) -> LocalisationScore:
     photos = [row.photo for row in rows]
     areas = np.array([row.score.overlaps for row in rows]).mean(axis=0)
@@ -160,7 +194,7 @@ def _score(rows: Sequence[MapResult], seed: int, resamples: int) -> Localisation
         maps=len(rows),
         photos=len(set(photos)),
         categories=len(by_category),
-        pointing=interval(float(row.score.hit) for row in rows),
+        pointing=interval(row.score.hit for row in rows),
         precision=interval(row.score.precision for row in rows),
         chance=float(np.mean([row.score.share for row in rows])),
         overlap=interval(row.score.overlaps[fixed] for row in rows),

@@ -209,7 +209,7 @@ def perturbation_curves(
                     perturbed(
                         images[rows],
                         baselines[curve.baseline][rows],
-                        ranks[rows] < thresholds[:, None, None],
+                        ranks[rows] < thresholds[:, None, None].to(ranks.device),
                         curve.measure,
                     ),
                     classes[rows],

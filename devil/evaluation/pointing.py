@@ -1,7 +1,9 @@
 """The pointing game: does the maximum of a map for an object's name fall on the object?
 
 Zhang et al., "Top-down Neural Attention by Excitation Backprop" (ECCV 2016), without their
-tolerance around the object. Chance is the object's share of the picture.
+tolerance around the object. Chance is the object's share of the picture. Where several pixels are
+highest (half a location's cell at the edge of a map, all of a flat one), each counts for its share,
+as if one of them were drawn: no corner is favoured, and a flat map scores as chance.
 """
 
 from collections.abc import Iterable
@@ -11,6 +13,9 @@ import numpy as np
 
 from devil.errors import DataError
 from devil.report.heatmap import place
+
+TIED = 1e-6
+"""Pixels this near the highest, in units of the map's range, are as high: interpolation rounds."""
 
 
 class PointingScore(NamedTuple):
@@ -25,8 +30,10 @@ def points_at(
     values: np.ndarray,
     region: tuple[float, float, float, float],
     mask: np.ndarray,
-) -> bool:
+) -> float:
     """Whether a map's maximum, brought to the picture's pixels bilinearly, lies on the object.
+
+    1 or 0; of several highest pixels, the share that does.
 
     Args:
         values: (rows, columns), the map.
@@ -35,9 +42,14 @@ def points_at(
     """
     height, width = mask.shape
     placed = place(values, region, (width, height))
-    left, top = placed.box[0], placed.box[1]
-    row, column = np.unravel_index(int(np.argmax(placed.values)), placed.values.shape)
-    return bool(mask[int(top) + row, int(left) + column])
+    left, top, right, bottom = placed.box
+    return peak_share(placed.values, mask[top:bottom, left:right])
+
+
+def peak_share(pixels: np.ndarray, truth: np.ndarray) -> float:
+    """Share of the highest pixels that lie on the object; both arrays of one shape."""
+    highest = pixels.max()
+    return float(truth[pixels >= highest - TIED * (highest - pixels.min())].mean())
 
 
 def blend_neighbours(values: np.ndarray, weight: float) -> np.ndarray:
@@ -52,8 +64,8 @@ def blend_neighbours(values: np.ndarray, weight: float) -> np.ndarray:
     return values
 
 
-def pointing_score(results: Iterable[tuple[bool, float]]) -> PointingScore:
-    """Sum up (hit, object's share of the picture) over maps.
+def pointing_score(results: Iterable[tuple[float, float]]) -> PointingScore:
+    """Sum up (share of the peak on the object, object's share of the picture) over maps.
 
     Raises:
         DataError: there are none.

@@ -1,9 +1,13 @@
 """The control of an explained network that never learned: another model, for random weights.
 
-Its translator was trained, on the same captions, for a backbone of the same architecture with
-random weights (`--backbone.weights random`). What it says of a picture as well as the model does
-comes from the pixels, the architecture and the language model, not from what the network learned.
+Its translator was trained for a backbone of the same architecture with random weights
+(`--backbone.weights random`). What it says of a picture as well as the model does comes from the
+pixels, the architecture and the language model, not from what the network learned, if both
+translators saw as many captions: that number stands beside the figures.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -26,7 +30,7 @@ def load_random_control(
 
     Raises:
         ConfigError: it explains a backbone with learned weights, or another architecture, or lacks
-            a layer.
+            has other layers.
         ModelFolderError: it cannot be loaded.
     """
     if not name:
@@ -38,13 +42,38 @@ def load_random_control(
             f"{name} explains {theirs.name} with weights {theirs.weights}; the control needs a "
             "model that was trained on features of --backbone.weights random."
         )
-    shapes = {layer: tuple(control.shapes.get(layer, ())) for layer in model.layers}
-    if theirs.name != ours.name or any(
-        tuple(model.shapes[layer]) != shape for layer, shape in shapes.items()
-    ):
+    same = control.layers == model.layers and all(
+        tuple(control.shapes[layer]) == tuple(model.shapes[layer]) for layer in model.layers
+    )
+    if theirs.name != ours.name or not same:
         raise ConfigError(
             f"{name} explains {theirs.name} with layers {', '.join(control.layers)}, not "
             f"{ours.name} with {', '.join(model.layers)} at the same input size; train it for the "
             "model's own backbone and layers."
         )
     return control
+
+
+def measured(model: DeViL, control: DeViL | None) -> dict[str, dict[str, Any]]:
+    """Which models a results file is about: `model`, and `random_control` where there is one."""
+    found = {"model": model} | ({} if control is None else {"random_control": control})
+    return {
+        which: {
+            "name": each.name,
+            "version": each.version,
+            "captions_seen": each.summary.get("captions_seen"),
+        }
+        for which, each in found.items()
+    }
+
+
+def control_note(document: Mapping[str, Any]) -> str:
+    """For the end of a table's caption: how long the control of a `measured` document was trained.
+
+    Empty where there is no control.
+    """
+    if "random_control" not in document:
+        return ""
+    seen = (document[which]["captions_seen"] for which in ("random_control", "model"))
+    theirs, ours = (f"{number:,}" if number else "an unknown number of" for number in seen)
+    return f"; the {RANDOM_BACKBONE}'s translator saw {theirs} captions, the model's {ours}"

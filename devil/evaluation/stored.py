@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +89,14 @@ def warn_of_shared_rows(held_out: FeatureStore, train: FeatureStore) -> int:
     return len(shared)
 
 
-def evaluate_stored(
+class StoredCaptions(NamedTuple):
+    """What is said of every row: by layer (`all` first) or control, key → caption."""
+
+    layers: dict[str, dict[str, str]]
+    controls: dict[str, dict[str, str]]
+
+
+def describe_stored(
     model: DeViL,
     rows: HeldOut,
     *,
@@ -96,11 +104,9 @@ def evaluate_stored(
     controls: Sequence[str] = (SHUFFLED,),
     train: HeldOut | None = None,
     decoding: DecodingConfig | None = None,
-    metrics: Sequence[str] = QUICK,
-    bert: BertScoreConfig | None = None,
     seed: int = 0,
-) -> StoredEvaluation:
-    """Describe rows of a feature store from all layers and from each alone, and score that.
+) -> StoredCaptions:
+    """Describe rows of a feature store from all layers and from each alone, and by the controls.
 
     Args:
         model: Translator and language model; a backbone is not needed.
@@ -109,7 +115,6 @@ def evaluate_stored(
         controls: Which of `CONTROLS`.
         train: The training set, for `NEAREST` and `FREQUENT`.
         decoding: Of the captions.
-        metrics, bert: As `caption_scores`.
         seed: Of the shuffling.
 
     Raises:
@@ -117,21 +122,40 @@ def evaluate_stored(
     """
     layers = (ALL_LAYERS, *model.layers) if layers is None else tuple(layers)
     describe = functools.partial(describe_rows, model, rows.keys, decoding=decoding)
-    captions = {
-        layer: describe({slot: rows.features[slot] for slot in model.slots(layer)})
-        for layer in layers
-    }
-    compared = {
-        name: control_captions(name, model, rows, train=train, decoding=decoding, seed=seed)
-        for name in controls
-    }
+    return StoredCaptions(
+        layers={
+            layer: describe({slot: rows.features[slot] for slot in model.slots(layer)})
+            for layer in layers
+        },
+        controls={
+            name: control_captions(name, model, rows, train=train, decoding=decoding, seed=seed)
+            for name in controls
+        },
+    )
+
+
+def score_stored(
+    said: StoredCaptions,
+    rows: HeldOut,
+    *,
+    metrics: Sequence[str] = QUICK,
+    bert: BertScoreConfig | None = None,
+) -> StoredEvaluation:
+    """Score what was said of rows; metrics and their settings as `caption_scores`."""
     references = dict(zip(rows.keys, rows.references, strict=True))
     score = functools.partial(caption_scores, references=references, metrics=metrics, bert=bert)
     return StoredEvaluation(
-        layers={layer: score(texts) for layer, texts in captions.items()},
-        controls={name: score(texts) for name, texts in compared.items()},
-        captions=captions,
+        layers={layer: score(texts) for layer, texts in said.layers.items()},
+        controls={name: score(texts) for name, texts in said.controls.items()},
+        captions=said.layers,
     )
+
+
+def evaluate_stored(
+    model: DeViL, rows: HeldOut, *, metrics: Sequence[str] = QUICK, **described: Any
+) -> StoredEvaluation:
+    """`describe_stored`, with its arguments, and `score_stored`."""
+    return score_stored(describe_stored(model, rows, **described), rows, metrics=metrics)
 
 
 def control_captions(
@@ -143,7 +167,7 @@ def control_captions(
     decoding: DecodingConfig | None = None,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Key → caption of a control; arguments and errors as `evaluate_stored`."""
+    """Key → caption of a control; arguments and errors as `describe_stored`."""
     if name not in CONTROLS:
         raise DataError(f"unknown control {name!r}; there are {', '.join(CONTROLS)}.")
     every = {slot: rows.features[slot] for slot in model.slots(ALL_LAYERS)}

@@ -28,8 +28,7 @@ from devil.config import (
     to_dict,
 )
 from devil.errors import ConfigError
-from devil.evaluation.captioning import QUICK, CaptionScores
-from devil.evaluation.java import java_on_path
+from devil.evaluation.captioning import QUICK, CaptionScores, check_tokenizer
 from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
 from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
@@ -138,8 +137,9 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
 
     Raises:
         FeatureStoreError, LanguageModelError, ConfigError: an input cannot be used; as
-            `pipelines.train.train`; or the random control's features are not of random weights.
-        MissingToolError: there is no Java, which CIDEr needs.
+            `pipelines.train.train`; or the random control's features are not of random weights, or
+            of other pictures.
+        MissingToolError: there is no Java, or it fails; CIDEr needs it.
     """
     planned = trainings(options)
     _check(options)
@@ -169,8 +169,8 @@ def ablation(options: AblationOptions) -> dict[str, Any]:
 
 def _check(options: AblationOptions) -> None:
     """Find before the first training what would be found after the last."""
-    with java_on_path():
-        warn_of_shared_rows(FeatureStore.open(options.held_out), FeatureStore.open(options.store))
+    check_tokenizer()
+    warn_of_shared_rows(FeatureStore.open(options.held_out), FeatureStore.open(options.store))
     if options.random:
         for path in options.random:
             backbone = FeatureStore.open(path).manifest.backbone
@@ -179,6 +179,18 @@ def _check(options: AblationOptions) -> None:
                     f"{path} holds features of {backbone.name} with weights {backbone.weights}; "
                     "the control needs those of --backbone.weights random."
                 )
+        ours, theirs = (_keys(path) for path in (options.held_out, options.random[1]))
+        if ours != theirs:
+            raise ConfigError(
+                f"{options.random[1]} holds other pictures than {options.held_out} "
+                f"({len(theirs - ours)} more, {len(ours - theirs)} fewer); the control needs "
+                "the same ones."
+            )
+
+
+def _keys(store: str) -> set[str]:
+    opened = FeatureStore.open(store)
+    return {key for part in opened.parts() for key in opened.keys(part)}
 
 
 def _captions_seen(training: TrainingConfig) -> int:

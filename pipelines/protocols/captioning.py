@@ -3,8 +3,8 @@
     python pipelines/evaluate.py captioning runs/cc3m/model features/cc3m-val \\
         --train features/cc3m --output runs/cc3m/evaluation
 
-Writes `captioning.json` (scores, kinds of words, keys and their hash, versions) and
-`captions.json` (what was said of every picture) into the output folder, and prints the tables.
+Writes `captions.json` (what was said of every picture, by its key) and `captioning.json` (scores,
+kinds of words, the keys' hash, versions) into the output folder, and prints the tables.
 """
 
 import logging
@@ -17,13 +17,15 @@ import tyro
 
 from devil.config import DecodingConfig
 from devil.evaluation.bert_scores import BertScoreConfig
-from devil.evaluation.captioning import EVERY
+from devil.evaluation.captioning import EVERY, check_metrics
 from devil.evaluation.language import language_statistics
+from devil.evaluation.random_control import measured
 from devil.evaluation.stored import (
     CONTROLS,
     MEAN,
     SHUFFLED,
-    evaluate_stored,
+    describe_stored,
+    score_stored,
     stored_rows,
     warn_of_shared_rows,
 )
@@ -48,6 +50,9 @@ COLUMNS = {
     "BERTScore": "bert_score",
 }
 
+PEOPLE = "control: people"
+"""The row of the references' own language."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptioningOptions:
@@ -68,6 +73,9 @@ class CaptioningOptions:
     seed: int = 0
     """Of the shuffled control."""
 
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+
 
 def captioning(options: CaptioningOptions) -> dict[str, Any]:
     """Measure a model; returns what `captioning.json` holds.
@@ -83,26 +91,29 @@ def captioning(options: CaptioningOptions) -> dict[str, Any]:
     logger.info("%d pictures, %d layers", len(rows.keys), len(model.layers))
     if options.train:
         warn_of_shared_rows(FeatureStore.open(options.store), FeatureStore.open(options.train))
-    found = evaluate_stored(
+    if train is None:
+        logger.warning("without --train, the controls that copy its captions are left out")
+    said = describe_stored(
         model,
         rows,
         controls=CONTROLS if train else (SHUFFLED, MEAN),
         train=train,
         decoding=options.decoding,
-        metrics=options.metrics,
-        bert=options.bert,
         seed=options.seed,
     )
+    write_json(Path(options.output) / "captions.json", said.layers)
+    found = score_stored(said, rows, metrics=options.metrics, bert=options.bert)
     language = {name: language_statistics(c.values()) for name, c in found.captions.items()}
+    written = (text for texts in rows.references for text in texts)
+    language[PEOPLE] = language_statistics(written)
     results = {
-        "model": {"name": model.name, "version": model.version},
+        **measured(model, None),
         "store": options.store,
         "scores": {layer: scores.record() for layer, scores in found.layers.items()},
         "controls": {name: scores.record() for name, scores in found.controls.items()},
         "language": {layer: asdict(statistics) for layer, statistics in language.items()},
         "versions": tool_versions(),
     }
-    write_json(Path(options.output) / "captions.json", found.captions)
     write_json(Path(options.output) / "captioning.json", results)
     for table in (captioning_table(results), language_table(results)):
         print("\n" + table.text())
@@ -118,9 +129,15 @@ def captioning_table(results: Mapping[str, Any]) -> ReportTable:
     named |= {f"control: {n.replace('_', ' ')}": s for n, s in results["controls"].items()}
     first = next(iter(named.values()))
     columns = {head: name for head, name in COLUMNS.items() if name in first}
+    apart = len({scores["keys_hash"] for scores in named.values()}) > 1
+    if apart:
+        columns |= {"pictures": "rows", "keys": "keys_hash"}
+        caption = "scores of rows with different keys are of different pictures"
+    else:
+        caption = f"{first['rows']} pictures, keys {first['keys_hash']}"
     return ReportTable(
         title="Captions of pictures",
-        caption=f"{first['rows']} pictures, keys {first['keys_hash']}",
+        caption=caption,
         columns=("layer", *columns),
         rows=tuple(
             (label, *(scores.get(name) for name in columns.values()))

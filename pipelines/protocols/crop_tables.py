@@ -9,9 +9,12 @@ from devil.report.table import Cell, ReportTable
 
 
 def crop_tables(
-    scores: Mapping[str, LayerCrops], sizes: Sequence[int], count: int
+    scores: Mapping[str, LayerCrops], sizes: Sequence[int], count: int, note: str = ""
 ) -> list[ReportTable]:
-    """Best crops by layer, and by how much captions fit the crops better than others' captions."""
+    """Best crops by layer, and by how much captions fit the crops better than others' captions.
+
+    `note` ends the caption of the first, which has controls with captions of their own.
+    """
     heads = tuple(f"{size} px" for size in sizes)
     untrained = any(score.random_backbone is not None for score in scores.values())
     controls = ("shuffled", "mean feature", *([RANDOM_BACKBONE] if untrained else ()))
@@ -23,7 +26,7 @@ def crop_tables(
     shares = ReportTable(
         title="Best crop",
         caption=f"Share of {count} pictures by the centre crop that the central caption fits best, "
-        "and its mean side beside the same for the captions of controls",
+        f"and its mean side beside the same for the captions of controls{note}",
         columns=("layer", *heads, "mean side", *controls),
         rows=tuple(rows),
     )
@@ -42,8 +45,8 @@ def crop_tables(
     return [shares, gaps]
 
 
-def field_table(scores: Mapping[str, LayerFields], count: int) -> ReportTable:
-    """A row for each layer and field."""
+def field_table(scores: Mapping[str, LayerFields], count: int, note: str = "") -> ReportTable:
+    """A row for each layer and field; `note` ends the caption."""
     every = [found for score in scores.values() for found in score.fields.values()]
     untrained = any(found.random_backbone is not None for found in every)
     random = (RANDOM_BACKBONE,) if untrained else ()
@@ -63,7 +66,7 @@ def field_table(scores: Mapping[str, LayerFields], count: int) -> ReportTable:
         title="Objects named",
         caption=f"Share of locations in {count} pictures whose caption names the category that "
         "covers the field around them, beside controls; contested: where the fields' categories "
-        "differ",
+        f"differ{note}",
         columns=(
             *("layer", "field", "named", "shuffled", "mean feature", "most frequent", *random),
             *("locations", "contested", "contested, shuffled"),

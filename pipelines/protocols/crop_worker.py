@@ -13,6 +13,7 @@ from PIL import Image
 
 from devil.data.coco import CocoInstances
 from devil.data.pictures import Failure, Picture, Unit, pictures
+from devil.errors import DataError
 from devil.evaluation.crops import CropRow, crop_rows
 from devil.evaluation.field_coherence import FieldRow, field_rows
 from devil.evaluation.image_text import ImageTextModel
@@ -54,8 +55,10 @@ class CropsWorker:
         for item in islice(found, self.options.limit or None):
             if isinstance(item, Failure):
                 failed.append(item.key or item.source)
-            else:
+            elif self._fits(item):
                 readable.append(item)
+            else:
+                failed.append(item.key)
         for start in range(0, len(readable), BATCH):
             for key, rows in self._rows(readable[start : start + BATCH]).items():
                 parts.setdefault(key, []).append(rows)
@@ -67,6 +70,17 @@ class CropsWorker:
             "failed": json.dumps(failed),
             "tensors": safetensors.numpy.save(tensors),
         }
+
+    def _fits(self, picture: Picture) -> bool:
+        """Whether a picture's outlines can be drawn on it, where there are any."""
+        if self.coco is None:
+            return True
+        photo = self.coco.photos[picture.key]
+        try:
+            photo.masks()
+        except DataError:
+            return False
+        return picture.image.size == photo.size
 
     def _rows(self, batch: Sequence[Picture]) -> dict[str, np.ndarray]:
         images = [picture.image for picture in batch]

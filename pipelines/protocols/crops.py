@@ -9,7 +9,6 @@ the object that covers the field around its location. Writes `crops.json` into t
 and prints the tables.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from devil.config import DecodingConfig
 from devil.data.coco import CocoInstances
 from devil.data.pictures import Unit, list_units
 from devil.errors import ConfigError, DataError
+from devil.evaluation.captioning import keys_hash
 from devil.evaluation.crops import SIZES, crop_coherence, crop_sizes
 from devil.evaluation.field_coherence import (
     FieldRow,
@@ -36,7 +36,7 @@ from devil.evaluation.fields import FieldConfig
 from devil.evaluation.image_text import LOCAL, NEEDS, ImageTextConfig, ImageTextModel
 from devil.evaluation.location_captions import mean_caption
 from devil.evaluation.naming import Naming
-from devil.evaluation.random_control import load_random_control
+from devil.evaluation.random_control import control_note, load_random_control, measured
 from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_json
 from devil.model import DeViL
@@ -97,19 +97,19 @@ def crops(options: CropsOptions) -> dict[str, Any]:
     device = own_device()
     model = DeViL.from_pretrained(options.model, device=device)
     layers = model.chosen_layers(options.layers or None)
-    load_random_control(options.random, model)  # refused now rather than in every worker
+    untrained = load_random_control(options.random, model)
     judge = ImageTextModel(options.image_text, device=device) if options.image_text.name else None
-    units, naming = _units(options)
+    units, naming = _units(_resolved(options))
     assert model.backbone is not None
     sizes = crop_sizes(options.sizes, model.backbone.transform.crop[0]) if judge else ()
     captions = {layer: mean_caption(model, layer, options.decoding) for layer in layers}
     found = _describe(units, options)
     results: dict[str, Any] = {
-        "model": {"name": model.name, "version": model.version},
+        **measured(model, untrained),
         "images": options.images,
         "pictures": len(found.keys),
         "failed": list(found.failed),
-        "keys_hash": hashlib.sha256("\n".join(found.keys).encode()).hexdigest()[:16],
+        "keys_hash": keys_hash(found.keys),
         "seed": options.seed,
         "decoding": asdict(options.decoding),
         "mean_captions": captions,
@@ -117,12 +117,12 @@ def crops(options: CropsOptions) -> dict[str, Any]:
         "objects": {"not_run": "no instance masks were given"},
         "versions": tool_versions(),
     }
-    tables = []
+    tables, note = [], control_note(results)
     if judge is not None:
-        results["image_text"], shown = _image_text(found, captions, judge, sizes, options)
+        results["image_text"], shown = _image_text(found, captions, judge, sizes, options, note)
         tables += shown
     if naming is not None:
-        results["objects"], shown = _objects(found, captions, naming, options)
+        results["objects"], shown = _objects(found, captions, naming, options, note)
         tables.append(shown)
     results["tables"] = [table.record() for table in tables]
     path = write_json(Path(options.output) / "crops.json", results)
@@ -207,6 +207,7 @@ def _image_text(
     judge: ImageTextModel,
     sizes: Sequence[int],
     options: CropsOptions,
+    note: str,
 ) -> tuple[dict[str, Any], list[ReportTable]]:
     """Crop coherence and its tables; `said` is the caption of each layer's mean feature."""
     scores = crop_coherence(
@@ -224,11 +225,11 @@ def _image_text(
         "sizes": list(sizes),
         "layers": {layer: asdict(score) for layer, score in scores.items()},
     }
-    return results, crop_tables(scores, sizes, len(found.keys))
+    return results, crop_tables(scores, sizes, len(found.keys), note)
 
 
 def _objects(
-    found: _Found, said: Mapping[str, str], naming: Naming, options: CropsOptions
+    found: _Found, said: Mapping[str, str], naming: Naming, options: CropsOptions, note: str
 ) -> tuple[dict[str, Any], ReportTable]:
     """Field coherence and its table."""
     count, scores = len(naming.categories), {}
@@ -253,4 +254,4 @@ def _objects(
         "locations": options.locations,
         "layers": {layer: asdict(score) for layer, score in scores.items()},
     }
-    return results, field_table(scores, len(found.keys))
+    return results, field_table(scores, len(found.keys), note)

@@ -9,7 +9,6 @@ prints two tables: all categories, and those that Grad-CAM has an ImageNet class
 two more, of the categories among them that training captions name.
 """
 
-import functools
 import json
 import logging
 import random
@@ -26,18 +25,27 @@ from tqdm import tqdm
 from devil.data.coco import CocoInstances
 from devil.errors import ConfigError, DataError
 from devil.evaluation.bootstrap import Interval
+from devil.evaluation.captioning import keys_hash
 from devil.evaluation.localisation import (
     AREAS,
     FIXED_AREA,
     LocalisationScore,
     MapResult,
     MapScore,
+    localisation_gains,
     localisation_scores,
 )
-from devil.evaluation.localiser import SHUFFLED, Localiser, with_class
+from devil.evaluation.localiser import (
+    CENTRE,
+    GRAD_CAM,
+    SHUFFLED,
+    UNTRAINED,
+    Localiser,
+    with_class,
+)
 from devil.evaluation.map_setting import MapSetting
 from devil.evaluation.naming import Naming
-from devil.evaluation.random_control import load_random_control
+from devil.evaluation.random_control import load_random_control, measured
 from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
 from devil.files import write_json
@@ -150,11 +158,26 @@ class LocalisationWorker:
         )
 
     def __call__(self, unit: str) -> dict[str, Any]:
-        """Score the maps of some photos, given by their keys as JSON; so are the results."""
+        """Score the maps of some photos, given by their keys as JSON; so are the results.
+
+        Photos that cannot be read, or fit their annotations not, are `failed`, with the reason.
+        """
         keys = json.loads(unit)
+        photos, failed = [], {}
+        for key in keys:
+            photo = self.instances.photos[key]
+            try:
+                photo.image()
+                photo.masks()
+                photos.append(photo)
+            except DataError as error:
+                failed[key] = str(error)
+        if len(photos) == 1:
+            failed[photos.pop().key] = "no photo beside it can be its control"
         return {
             "photos": len(keys),
-            "results": json.dumps(self.localiser([self.instances.photos[key] for key in keys])),
+            "results": json.dumps(self.localiser(photos) if photos else []),
+            "failed": json.dumps(failed),
         }
 
 
@@ -162,52 +185,48 @@ def localisation(options: LocalisationOptions) -> dict[str, Any]:
     """Measure a model; returns what `localisation.json` holds.
 
     Raises:
-        ModelFolderError, DataError, ImageError: an input cannot be used.
+        ModelFolderError, DataError: an input cannot be used.
         LayerError, QueryError, ConfigError, BackboneError: a setting cannot be measured.
     """
     instances = CocoInstances.open(options.instances, options.photos)
     model = DeViL.from_pretrained(options.model)
+    untrained = load_random_control(options.random, model)
     localiser = Localiser(
         model,
         options.settings(model.layers),
         instances.categories,
         grad_cam_layers=options.grad_cam_layers,
-        untrained=load_random_control(options.random, model),
+        untrained=untrained,
         seed=options.seed,
     )
     if not localiser.grad_cam_layers:
         logger.warning("no Grad-CAM: %s has no ImageNet-1k head", model.backbone_config.name)
-    name, version, methods = model.name, model.version, localiser.methods
-    del model, localiser
+    models, methods = measured(model, untrained), localiser.methods
+    del model, untrained, localiser
     units = _units(list(instances.photos), options)
-    results = _results(units, options)
-    found = {r.method for r in results}
-    if not found:
+    results, failed = _results(units, options)
+    if not results:
         raise DataError(f"no object of {options.instances} lies in what the backbone sees.")
+    keys = sorted({key for unit in units for key in unit} - set(failed))
     results.sort(key=lambda r: (methods.index(r.method), r.photo, r.category))
-    score = functools.partial(localisation_scores, seed=options.seed, resamples=options.resamples)
-    subsets = {"all_categories": score(results), "imagenet_categories": score(with_class(results))}
+    subsets = {"all_categories": results, "imagenet_categories": with_class(results)}
     learned = named_often(instances.categories, options.train) if options.train else ()
     if learned:
         chosen = [result for result in results if result.category in learned]
-        subsets["learned_categories"] = score(chosen)
-        subsets["learned_imagenet_categories"] = score(with_class(chosen))
+        subsets["learned_categories"] = chosen
+        subsets["learned_imagenet_categories"] = with_class(chosen)
     document = {
-        "model": {"name": name, "version": version},
+        **models,
         "instances": options.instances,
-        "images": sum(map(len, units)),
+        "images": len(keys),
+        "keys_hash": keys_hash(keys),
+        "failed": failed,
         "seed": options.seed,
         "options": asdict(options),
         "learned": list(learned),
         "areas": AREAS,
         "fixed_area": FIXED_AREA,
-        "scores": {
-            subset: {
-                method: record(s, scores.get(method + SHUFFLED)) for method, s in scores.items()
-            }
-            for subset, scores in subsets.items()
-            if scores
-        },
+        "scores": {name: _scores(rows, options) for name, rows in subsets.items() if rows},
         "versions": tool_versions(),
     }
     tables = [localisation_table(document, subset) for subset in document["scores"]]
@@ -244,7 +263,10 @@ def _units(keys: list[str], options: LocalisationOptions) -> list[list[str]]:
     return [part.tolist() for part in np.array_split(np.array(keys, object), count)]
 
 
-def _results(units: list[list[str]], options: LocalisationOptions) -> list[MapResult]:
+def _results(
+    units: list[list[str]], options: LocalisationOptions
+) -> tuple[list[MapResult], dict[str, str]]:
+    """Scores of all maps, and why some photos have none."""
     local = replace(
         options,
         model=known_place(options.model),
@@ -252,23 +274,44 @@ def _results(units: list[list[str]], options: LocalisationOptions) -> list[MapRe
         instances=absolute(options.instances),
         photos=absolute(options.photos),
     )
-    found = []
+    found: list[MapResult] = []
+    failed: dict[str, str] = {}
     with tqdm(total=sum(map(len, units)), unit="photo", desc="localisation", mininterval=1) as bar:
         work = [json.dumps(unit) for unit in units]
         for done in over_pool(work, LocalisationWorker, {"options": local}, options.pool):
             for photo, category, method, score in json.loads(done["results"]):
                 found.append(MapResult(photo, category, method, MapScore(*score)))
+            failed |= json.loads(done["failed"])
             bar.update(done["photos"])
+    if failed:
+        logger.warning("%d photos were left out: %s", len(failed), dict(list(failed.items())[:3]))
+    return found, failed
+
+
+def _scores(results: Sequence[MapResult], options: LocalisationOptions) -> dict[str, Any]:
+    """Scores of one subset of categories by method, as JSON.
+
+    A setting's has what it scores above its own controls and above its rivals, on the same maps.
+    """
+    drawn: dict[str, Any] = {"seed": options.seed, "resamples": options.resamples}
+    scores = localisation_scores(results, **drawn)
+    rivals = [name for name in scores if name.startswith(GRAD_CAM) or name == CENTRE]
+    found = {}
+    for method, score in scores.items():
+        found[method] = record(score)
+        own = [method + ending for ending in (SHUFFLED, UNTRAINED) if method + ending in scores]
+        if own:
+            gains = localisation_gains(results, method, [*own, *rivals], **drawn)
+            found[method]["above"] = {
+                name: {measure: gain._asdict() for measure, gain in by_measure.items()}
+                for name, by_measure in gains.items()
+            }
     return found
 
 
-def record(score: LocalisationScore, shuffled: LocalisationScore | None = None) -> dict[str, Any]:
-    """A score as JSON, with its gaps to the same maps from another photo's features."""
-    values = {
+def record(score: LocalisationScore) -> dict[str, Any]:
+    """A score as JSON."""
+    return {
         name: value._asdict() if isinstance(value, Interval) else value
         for name, value in vars(score).items()
     }
-    if shuffled is not None:
-        values["gap_pointing"] = score.pointing.mean - shuffled.pointing.mean
-        values["gap_precision"] = score.precision.mean - shuffled.precision.mean
-    return values

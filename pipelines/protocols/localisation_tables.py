@@ -5,7 +5,7 @@ from typing import Any
 
 from devil.evaluation.bootstrap import Interval
 from devil.evaluation.localiser import SHUFFLED, UNTRAINED
-from devil.evaluation.random_control import RANDOM_BACKBONE
+from devil.evaluation.random_control import RANDOM_BACKBONE, control_note
 from devil.report.table import Cell, ReportTable
 
 TITLES = {
@@ -24,20 +24,24 @@ def localisation_table(document: Mapping[str, Any], subset: str) -> ReportTable:
     scores = document["scores"][subset]
     first = next(iter(scores.values()))
     controls = {e: c for e, c in CONTROLS.items() if any(m.endswith(e) for m in scores)}
+    rivals = rivals_of(scores)
     return ReportTable(
         title=TITLES[subset],
         caption=(
             f"{first['photos']} photos, {first['maps']} maps of {first['categories']} categories; "
             f"chance of pointing and precision: {first['chance']:.3f} (the object's share). "
             f"IoU: of the highest {document['fixed_area']:.0%}, and of the best share of the data "
-            "set. In brackets: 95 % bootstrap intervals over photos."
+            "set. Differences from rivals: on the maps that both have. In brackets: 95 % bootstrap "
+            "intervals over photos"
+            f"{control_note(document)}"
         ),
         columns=(
             *("method", "pointing", *controls.values(), "precision", *controls.values()),
+            *(f"precision − {rival}'s" for rival in rivals),
             *("IoU", "best IoU", "pointing / category", "precision / category", "maps"),
         ),
         rows=tuple(
-            _row(method, found, [scores.get(method + ending) for ending in controls])
+            _row(method, found, [scores.get(method + ending) for ending in controls], rivals)
             for method, found in scores.items()
             if not method.endswith(tuple(CONTROLS))
         ),
@@ -45,7 +49,10 @@ def localisation_table(document: Mapping[str, Any], subset: str) -> ReportTable:
 
 
 def _row(
-    method: str, score: Mapping[str, Any], controls: Sequence[Mapping[str, Any] | None]
+    method: str,
+    score: Mapping[str, Any],
+    controls: Sequence[Mapping[str, Any] | None],
+    rivals: Sequence[str],
 ) -> tuple[Cell, ...]:
     return (
         method,
@@ -53,9 +60,22 @@ def _row(
         *(found["pointing"]["mean"] if found else None for found in controls),
         Interval(**score["precision"]).text,
         *(found["precision"]["mean"] if found else None for found in controls),
+        *(gain_text(score, rival) for rival in rivals),
         Interval(**score["overlap"]).text,
         score["best_overlap"],
         score["category_pointing"],
         score["category_precision"],
         score["maps"],
     )
+
+
+def rivals_of(scores: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Methods without controls of their own that settings are compared with, map by map."""
+    compared = (name for score in scores.values() for name in score.get("above", {}))
+    return tuple(name for name in dict.fromkeys(compared) if not name.endswith(tuple(CONTROLS)))
+
+
+def gain_text(score: Mapping[str, Any], rival: str) -> str | None:
+    """What a setting's precision is above a rival's; None for a rival itself."""
+    gains = score.get("above", {}).get(rival)
+    return gains and Interval(**gains["precision"]).text

@@ -35,7 +35,7 @@ from devil.config import (
 from devil.data.milan import Neuron, open_exemplars, read_source
 from devil.errors import ConfigError, DataError
 from devil.evaluation.bert_scores import BertScoreConfig
-from devil.evaluation.captioning import EVERY
+from devil.evaluation.captioning import EVERY, check_metrics
 from devil.evaluation.neuron_scores import (
     BY_UNIT,
     HUMAN,
@@ -125,6 +125,7 @@ class NeuronsOptions:
     """Of the split, the shuffling, and the random descriptions; training has its own."""
 
     def __post_init__(self) -> None:
+        check_metrics(self.metrics)
         for name in ("test_share", "validation_share"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a share between 0 and 1.")
@@ -185,6 +186,7 @@ def neurons(options: NeuronsOptions) -> dict[str, Any]:
     constants = best_constants(train, metrics=by_unit, bert=options.bert, seed=options.seed)
     captions |= {name: dict.fromkeys(references, text) for name, text in constants.items()}
     captions |= copied_captions(list(references), train, seed=options.seed)
+    write_json(Path(options.output) / "captions.json", captions)
     scores = score_neurons(captions, references, train, metrics=options.metrics, bert=options.bert)
     results = {
         "experiment": options.experiment,
@@ -208,7 +210,6 @@ def neurons(options: NeuronsOptions) -> dict[str, Any]:
     }
     tables = neuron_tables(options.experiment, scores)
     results["tables"] = [table.record() for table in tables]
-    write_json(Path(options.output) / "captions.json", captions)
     write_json(Path(options.output) / "neurons.json", results)
     for table in tables:
         print("\n" + table.text())

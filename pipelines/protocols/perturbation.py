@@ -21,7 +21,8 @@ import tyro
 from tqdm import tqdm
 
 from devil.data.pictures import list_units
-from devil.errors import ConfigError, DataError
+from devil.errors import ConfigError, DataError, ImageError
+from devil.evaluation.captioning import keys_hash
 from devil.evaluation.perturbation import Curve, curve_positions
 from devil.evaluation.perturbation_scores import (
     PictureCurves,
@@ -34,7 +35,7 @@ from devil.evaluation.perturbation_study import (
     StudyConfig,
     StudyPicture,
 )
-from devil.evaluation.random_control import load_random_control
+from devil.evaluation.random_control import control_note, load_random_control, measured
 from devil.evaluation.stored import derangement
 from devil.evaluation.tool_versions import tool_versions
 from devil.files import write_atomically, write_json
@@ -83,42 +84,51 @@ class PerturbationWorker:
         self.study = PerturbationStudy(loaded, config, names, untrained)
 
     def __call__(self, unit: str) -> dict[str, Any]:
-        """Curves of a unit's pictures; both as JSON (Ray Data's columns hold no nested lists)."""
-        pictures = [
-            StudyPicture(key, open_image(path), open_image(other))
-            for key, path, other in json.loads(unit)
-        ]
-        return {"results": json.dumps([_record(result) for result in self.study(pictures)])}
+        """Curves of a unit's pictures; all as JSON (Ray Data's columns hold no nested lists).
+
+        Pictures that cannot be read, or whose control cannot, are `failed`, with the reason.
+        """
+        pictures, failed = [], {}
+        for key, path, other in json.loads(unit):
+            try:
+                pictures.append(StudyPicture(key, open_image(path), open_image(other)))
+            except ImageError as error:
+                failed[key] = str(error)
+        results = self.study(pictures) if pictures else []
+        return {
+            "results": json.dumps([_record(result) for result in results]),
+            "failed": json.dumps(failed),
+        }
 
 
 def perturbation(options: PerturbationOptions) -> dict[str, Any]:
     """Measure a model's maps; returns what `perturbation.json` holds.
 
     Raises:
-        ModelFolderError, ImageError: an input cannot be used.
+        ModelFolderError: the model cannot be used.
         BackboneError: the backbone is no classifier.
         ConfigError: the classes have other names, or an option is out of range.
         LayerError, QueryError: a setting does not fit the model.
-        DataError: there are fewer than two pictures.
+        DataError: there are fewer than two pictures, or none can be read.
     """
     files = chosen_files(options)
     names = _names(options.names)
     model = DeViL.from_pretrained(options.model)
-    study = PerturbationStudy(
-        model, options.study, names, load_random_control(options.random, model)
-    )
+    untrained = load_random_control(options.random, model)
+    study = PerturbationStudy(model, options.study, names, untrained)
     height, width = study.backbone.transform.crop
-    model_name, version = model.name, model.version
-    class_names = study.names
-    del model, study
-    results = _measured(files, options, names)
+    models, class_names = measured(model, untrained), study.names
+    del model, untrained, study
+    results, failed = _measured(files, options, names)
     steps, seed = options.study.perturbation.steps, options.study.seed
     scores = study_scores(results, height * width, steps, seed)
     first = DEVIL + options.study.maps[0].label
     found = {
-        "model": {"name": model_name, "version": version},
+        **models,
         "images": absolute(options.images),
         "pictures": len(results),
+        "keys_hash": keys_hash(result.key for result in results),
+        "failed": failed,
         "skipped": options.skip,
         "study": asdict(options.study),
         "positions": curve_positions(steps, height * width).tolist(),
@@ -148,7 +158,10 @@ def perturbation(options: PerturbationOptions) -> dict[str, Any]:
         "versions": tool_versions(),
     }
     output = Path(options.output)
-    tables = [area_table(scores, len(results), steps), difference_table(scores, first, seed)]
+    tables = [
+        area_table(scores, len(results), steps, control_note(found)),
+        difference_table(scores, first, seed),
+    ]
     found["tables"] = [table.record() for table in tables]
     write_json(output / "perturbation.json", found)
     write_atomically(output / "perturbation.png", figure(found))
@@ -185,8 +198,8 @@ def chosen_files(options: PerturbationOptions) -> dict[str, str]:
 
 def _measured(
     files: Mapping[str, str], options: PerturbationOptions, names: Sequence[str] | None
-) -> list[PictureCurves]:
-    """Results of all pictures, in the order of `files`."""
+) -> tuple[list[PictureCurves], dict[str, str]]:
+    """Results of all pictures, in the order of `files`, and why others have none."""
     keys, paths = list(files), list(files.values())
     others = derangement(len(files), options.study.seed).tolist()
     work = [[keys[i], paths[i], paths[others[i]]] for i in range(len(files))]
@@ -199,12 +212,19 @@ def _measured(
         "names": names,
     }
     found: dict[str, PictureCurves] = {}
+    failed: dict[str, str] = {}
     with tqdm(total=len(files), unit="picture", desc="perturbation", mininterval=1) as bar:
         for record in over_pool(units, PerturbationWorker, arguments, options.pool):
             results = [_result(values) for values in json.loads(record["results"])]
+            lost = json.loads(record["failed"])
             found |= {result.key: result for result in results}
-            bar.update(len(results))
-    return [found[key] for key in keys]
+            failed |= lost
+            bar.update(len(results) + len(lost))
+    if failed:
+        logger.warning("%d pictures were left out: %s", len(failed), dict(list(failed.items())[:3]))
+    if not found:
+        raise DataError(f"no picture at {options.images} can be read.")
+    return [found[key] for key in keys if key in found], failed
 
 
 def _record(result: PictureCurves) -> dict[str, Any]:

@@ -13,15 +13,15 @@ FALLS, RISES = "lower is better", "higher is better"
 
 
 def area_table(
-    scores: Mapping[Curve, Mapping[str, MethodScores]], pictures: int, steps: int
+    scores: Mapping[Curve, Mapping[str, MethodScores]], pictures: int, steps: int, note: str = ""
 ) -> ReportTable:
-    """A row for each method, a column for each curve."""
+    """A row for each method, a column for each curve; `note` ends the caption."""
     return ReportTable(
         title="Insertion and deletion",
         caption=(
             f"area under the probability of the predicted class, {pictures} pictures, {steps} "
             "steps; 95 % bootstrap intervals. Deletion: lower is better; insertion: higher. "
-            "none, pmi and mean rank locations alike, so they are one measurement"
+            f"none, pmi and mean rank locations alike, so they are one measurement{note}"
         ),
         columns=("method", *(f"{curve.measure}, {curve.baseline}" for curve in scores)),
         rows=tuple(

@@ -18,7 +18,7 @@ import tyro
 
 from devil.data.caption_files import Captions, check_keys, read_candidates, read_references
 from devil.evaluation.bert_scores import BertScoreConfig
-from devil.evaluation.captioning import EVERY, caption_scores
+from devil.evaluation.captioning import EVERY, caption_scores, check_metrics
 from devil.evaluation.controls import most_frequent_caption
 from devil.evaluation.language import language_statistics
 from devil.evaluation.stored import derangement
@@ -53,6 +53,9 @@ class ScoresOptions:
     """Count kinds of words, too (English)."""
     seed: int = 0
     """Of the shuffled control."""
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
 
 
 def scores(options: ScoresOptions) -> dict[str, Any]:

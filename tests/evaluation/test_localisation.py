@@ -9,6 +9,7 @@ from devil.evaluation.localisation import (
     FIXED_AREA,
     MapResult,
     MapScore,
+    localisation_gains,
     localisation_scores,
     map_score,
     overlaps,
@@ -109,3 +110,22 @@ def test_sums_over_maps_and_categories() -> None:
     assert found.category_chance == pytest.approx(found.category_precision / 2)
     assert found.pointing.low < 0.5 < found.pointing.high
     assert localisation_scores(results[::-1]) == {"m": found}
+
+
+def test_gains_are_of_the_maps_that_both_have() -> None:
+    def results(method: str, precisions: dict[tuple[str, str], float]) -> list[MapResult]:
+        areas = (0.0,) * len(AREAS)
+        return [
+            MapResult(*key, method, MapScore(float(value > 0.5), value, 0.1, areas))
+            for key, value in precisions.items()
+        ]
+
+    own = {("1", "cat"): 0.6, ("2", "cat"): 0.3, ("2", "dog"): 0.9, ("3", "cat"): 0.2}
+    rival = {key: value - 0.1 for key, value in own.items() if key[0] != "3"}
+    rows = [*results("ours", own), *results("theirs", rival), *results("apart", {("9", "x"): 1.0})]
+    found = localisation_gains(rows[::-1], "ours", ["theirs", "apart", "nobody"], resamples=50)
+    assert list(found) == ["theirs"]
+    # Each map is better by the same: the interval is a point, however much the photos differ.
+    assert found["theirs"]["precision"] == pytest.approx((0.1, 0.1, 0.1))
+    assert found["theirs"]["pointing"].mean == pytest.approx(1 / 3)
+    assert localisation_gains(rows, "nobody", ["theirs"]) == {}

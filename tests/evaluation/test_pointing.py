@@ -27,6 +27,17 @@ def test_the_region_shifts_where_the_map_points() -> None:
     assert not points_at(values, (20, 0, 80, 60), mask)
 
 
+def test_several_highest_pixels_count_by_their_share() -> None:
+    values = np.zeros((2, 2), np.float32)
+    values[0, 1] = 1.0  # its plateau at the edge: columns 60 to 79, rows 0 to 9
+    mask = np.zeros((40, 80), bool)
+    mask[:, 70:] = True
+    assert points_at(values, (0, 0, 80, 40), mask) == pytest.approx(0.5)
+    assert points_at(values[:, ::-1], (0, 0, 80, 40), mask[:, ::-1]) == pytest.approx(0.5)
+    flat = np.full((3, 3), 0.1, np.float32)
+    assert points_at(flat, (0, 0, 80, 40), mask) == pytest.approx(mask.mean())
+
+
 def test_chance_is_the_objects_mean_share() -> None:
     score = pointing_score([(True, 0.1), (False, 0.3)])
     assert score.hits == 0.5 and score.chance == pytest.approx(0.2) and score.maps == 2

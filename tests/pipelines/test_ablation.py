@@ -91,6 +91,15 @@ def test_means_and_deviations() -> None:
     assert summarise(runs[:1])["all"] == {"mean": 1.0}
 
 
+def test_the_random_control_must_be_of_the_same_pictures(
+    options: AblationOptions, tmp_path: Path
+) -> None:
+    tiny_store(tmp_path, shards=1, rows=10, untrained=True)
+    random = str(tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"holds other pictures than .* \(0 more, 2 fewer\)"):
+        ablation(dataclasses.replace(options, random=(random, random)))
+
+
 def test_the_random_control_must_be_random(options: AblationOptions) -> None:
     with pytest.raises(ConfigError, match=r"with weights .*--backbone\.weights random"):
         ablation(options)

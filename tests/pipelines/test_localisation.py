@@ -78,21 +78,34 @@ def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert scores["layer4"]["maps"] == 7 and scores["Grad-CAM layer4"]["maps"] == 5
     assert 0 < scores["layer4"]["chance"] < 1
     gap = scores["layer4"]["precision"]["mean"] - scores[shuffled[0]]["precision"]["mean"]
-    assert scores["layer4"]["gap_precision"] == pytest.approx(gap)
+    above = scores["layer4"]["above"]
+    assert above[shuffled[0]]["precision"]["mean"] == pytest.approx(gap)
+    assert set(above) == {shuffled[0], untrained[0], "Grad-CAM layer4", "centre map"}
+    assert written["random_control"]["captions_seen"] is None
     assert written["scores"]["imagenet_categories"]["layer4"]["maps"] == 5
     printed = capsys.readouterr().out
     assert "Maps for categories with an ImageNet class: 5 photos, 5 maps" in printed
     assert "centre map" in printed
     head, rows = written["tables"][0]["columns"], written["tables"][0]["rows"]
     assert head[1:4] == ["pointing", "shuffled", "random backbone"]
+    assert head[7:9] == ["precision − Grad-CAM layer4's", "precision − centre map's"]
+    assert rows[-1][7:9] == [None, None]
     assert [row[0] for row in rows] == [*settings, "Grad-CAM layer4", *blind]
     assert rows[0][6] == scores[untrained[0]]["precision"]["mean"]
     assert rows[-1][2:4] == [None, None]
 
     again = localisation(replace(options, random="", pool=replace(options.pool, workers=1)))
+    for name in settings:
+        del scores[name]["above"][f"{name} / random backbone"]
     assert again["scores"]["all_categories"] == {
         name: score for name, score in scores.items() if name not in untrained
     }
+    (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
+    picture("small", seed=3).resize((32, 32)).save(tmp_path / "photos" / "3.png")
+    left = localisation(replace(options, random="", layers=("layer4",), photos_per_unit=5))
+    assert set(left["failed"]) == {"1.png", "3.png"} and left["images"] == 3
+    assert "32 × 32 pixels" in left["failed"]["3.png"]
+    assert left["scores"]["all_categories"]["layer4"]["photos"] == 3
     with pytest.raises(ConfigError, match=r"--backbone\.weights random"):
         localisation(replace(options, random=options.model))
     with pytest.raises(LayerError, match="layer9"):

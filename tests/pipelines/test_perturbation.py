@@ -1,6 +1,7 @@
 """Insertion and deletion from the command line's side, on a tiny classifier through real Ray."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,25 @@ def test_every_method_on_the_same_pictures(
             if method != METHODS[6]:  # another picture's features
                 area = float(torch.trapezoid(torch.tensor(values), torch.tensor([0, 1, 2, 3]) / 3))
                 assert found["/".join(curve)][method] == pytest.approx(area, abs=1e-3)
+
+
+def test_broken_pictures_are_left_out_and_named(inputs: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(inputs / "photos", photos)
+    request = options(inputs, tmp_path, images=str(photos), limit=0, skip=0, random="")
+    names = list(chosen_files(request))
+    (photos / names[0]).write_bytes(b"no picture")
+    results = perturbation(request)
+    # The picture itself, and the one whose control it was.
+    assert names[0] in results["failed"] and len(results["failed"]) == 2
+    assert [row["key"] for row in results["areas"]] == [
+        name for name in names if name not in results["failed"]
+    ]
+    assert results["pictures"] == 3
+    for name in names:
+        (photos / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"no picture at .*photos can be read"):
+        perturbation(request)
 
 
 def test_what_cannot_be_measured_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -58,6 +58,19 @@ def test_all_that_can_run_is_reported(
     assert str(tmp_path / "out" / "scores.json") in printed
 
 
+def test_sets_of_other_keys_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = options(tmp_path, metrics=("rouge_l",))
+    sets = {"all": {"1": "a dog", "2": "children"}, "one": {"3": "a man climbs a steep rock"}}
+    (tmp_path / "captions.json").write_text(json.dumps(sets))
+    results = scores(request)
+    printed = capsys.readouterr().out
+    assert "with different keys are of different pictures" in printed
+    for name in sets:
+        assert results["scores"][name]["keys_hash"] in printed
+
+
 def test_one_caption_has_no_shuffled_control(tmp_path: Path) -> None:
     request = options(tmp_path, metrics=("rouge_l",))
     (tmp_path / "captions.json").write_text('{"3": "a man climbs a steep rock"}')
