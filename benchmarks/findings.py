@@ -233,7 +233,7 @@ def _perturbation(record: Record) -> Iterator[Finding]:
         "insertion and deletion tell maps from controls",
         "yes"
         if all(better)
-        else f"**no**: of {len(better)} controls {sum(better)} are worse, {sum(worse)} better",
+        else f"**no**: {sum(better)} of {len(better)} comparisons won, {sum(worse)} lost",
         f"{record['pictures']} photos; " + "; ".join(told),
     )
 

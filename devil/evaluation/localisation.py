@@ -161,7 +161,8 @@ def localisation_gains(
             by_method.setdefault(row.method, {})[row.photo, row.category] = row.score
     own = by_method.pop(method, {})
     found = {}
-    for rival, theirs in by_method.items():
+    for rival in filter(by_method.__contains__, rivals):
+        theirs = by_method[rival]
         pairs = [(own[key], score, key[0]) for key, score in theirs.items() if key in own]
         if pairs:
             photos = [photo for *_, photo in pairs]

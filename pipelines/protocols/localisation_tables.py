@@ -72,7 +72,7 @@ def _row(
 def rivals_of(scores: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
     """Methods without controls of their own that settings are compared with, map by map."""
     compared = (name for score in scores.values() for name in score.get("above", {}))
-    return tuple(name for name in dict.fromkeys(compared) if not name.endswith(tuple(CONTROLS)))
+    return tuple(sorted({name for name in compared if not name.endswith(tuple(CONTROLS))}))
 
 
 def gain_text(score: Mapping[str, Any], rival: str) -> str | None:
