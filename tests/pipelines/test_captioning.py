@@ -11,7 +11,7 @@ from devil.config import DecodingConfig
 from devil.errors import FeatureStoreError
 from devil.evaluation.stored import CONTROLS
 from devil.model import DeViL
-from pipelines.protocols.captioning import CaptioningOptions, captioning
+from pipelines.protocols.captioning import PEOPLE, CaptioningOptions, captioning
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_scores_beside_controls(
     assert list(results["controls"]) == list(CONTROLS)
     # The nearest photo to each row of the training set is itself.
     assert results["controls"]["nearest_training_photo"]["bleu_4"] == pytest.approx(1, abs=1e-6)
-    assert set(results["language"]) == set(captions)
+    assert set(results["language"]) == {*captions, PEOPLE}
     for name in ("METEOR", "CIDEr", "control: mean feature", "adjectives", "bert_score is missing"):
         assert name in printed
     assert "SPICE" not in printed.split("\n\n")[1]
