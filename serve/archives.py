@@ -205,6 +205,8 @@ def _zip_entries(archive: IO[bytes], limits: ArchiveLimits) -> Iterator[_Entry]:
     with zipfile.ZipFile(bounded) as found:  # type: ignore[arg-type]
         for info in found.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
+            if not info.filename:
+                raise ArchiveError("an entry has no name")
             if info.is_dir():
                 continue
             if kind not in (0, stat.S_IFREG):

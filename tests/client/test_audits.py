@@ -53,7 +53,11 @@ def test_an_audit_is_never_started_twice(failure: str, call: str) -> None:
 
 def test_a_connection_that_was_never_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(BlockingTransport, "sleep", lambda _, seconds: slept.append(seconds))
+
+    async def sleep(_: BlockingTransport, seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(BlockingTransport, "sleep", sleep)
     with scripted([]) as server:
         address = server.address
     with Client(address, retry=FAST) as client, pytest.raises(ServiceError) as caught:

@@ -101,7 +101,7 @@ def test_localisation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         name: score for name, score in scores.items() if name not in untrained
     }
     (tmp_path / "photos" / "1.png").write_bytes(b"no picture")
-    picture("small", seed=3).resize((32, 32)).save(tmp_path / "photos" / "3.png")
+    picture(CAPTIONS[3], seed=3).resize((32, 32)).save(tmp_path / "photos" / "3.png")
     left = localisation(replace(options, random="", layers=("layer4",), photos_per_unit=5))
     assert set(left["failed"]) == {"1.png", "3.png"} and left["images"] == 3
     assert "32 × 32 pixels" in left["failed"]["3.png"]

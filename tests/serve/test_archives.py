@@ -251,6 +251,14 @@ def test_without_pictures_and_with_a_file_that_is_a_folder(tmp_path: Path) -> No
 SEEDS = [make([("a.jpg", b"x" * 700), ("b/c.png", b"y")]) for make in KINDS.values()]
 
 
+def test_a_zip_with_an_entry_without_a_name(tmp_path: Path) -> None:
+    """zipfile ends a name at its first null, and then looks for the last letter of none."""
+    archive = zipped([("name", b"x")])
+    assert archive.count(b"name") == 2
+    with pytest.raises(ArchiveError, match="an entry has no name"):
+        unpacked(archive.replace(b"name", b"\0ame"), tmp_path)
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.sampled_from(SEEDS),
