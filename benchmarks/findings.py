@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from benchmarks import published
 from devil.evaluation.localiser import CENTRE as CENTRE_MAP
 from devil.evaluation.localiser import GRAD_CAM, SHUFFLED, UNTRAINED
+from devil.evaluation.neurons import MODEL, NEAREST_UNIT
 from devil.evaluation.perturbation_scores import CENTRE, RANDOM
 from devil.evaluation.perturbation_scores import SHUFFLED as ANOTHER
 from devil.evaluation.perturbation_scores import UNTRAINED as UNTRAINED_MAPS
@@ -28,8 +29,6 @@ COLLAPSE = 0.4
 """Without token dropout a single layer was to keep less than this share."""
 LEAD = 1.2
 """DeViL was to score so many times what ClipCap's translator does, as in the paper."""
-MODEL, NEAREST_UNIT = "model", "nearest_training_unit"
-"""Sources of descriptions of units."""
 MINUTES = 90
 """In which all figures were to be made."""
 CONTROLS = {
@@ -39,8 +38,6 @@ CONTROLS = {
     CENTRE: "centre",
 }
 """Of insertion and deletion, and what they are called here."""
-
-
 DROPOUTS = {
     DEVIL: "with both",
     "token_dropout": "with token dropout alone",

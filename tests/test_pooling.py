@@ -44,7 +44,7 @@ def test_mean_and_locations(shape: tuple[int, int, int]) -> None:
     st.integers(1, 3),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_masked_mean(seed: int, shape: tuple[int, int, int, int], draws: int, binary: bool) -> None:
     feature_map = maps(seed, *shape)
     generator = torch.Generator().manual_seed(seed)

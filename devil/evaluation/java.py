@@ -35,7 +35,7 @@ def java_on_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Keep the tokeniser's speed report, which Java writes to stderr, off the screen."""
+    """Keep what Java writes to stderr, such as a parser's progress, off the screen."""
     saved = os.dup(2)
     with open(os.devnull, "wb") as void:
         os.dup2(void.fileno(), 2)

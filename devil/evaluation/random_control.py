@@ -29,7 +29,7 @@ def load_random_control(
         device: where the control goes.
 
     Raises:
-        ConfigError: it explains a backbone with learned weights, or another architecture, or lacks
+        ConfigError: it explains a backbone with learned weights, or another architecture, or
             has other layers.
         ModelFolderError: it cannot be loaded.
     """

@@ -76,9 +76,14 @@ def stored_rows(model: DeViL, store: FeatureStore) -> HeldOut:
     return clean_rows(store, model.layers, class_tokens)
 
 
+def stored_keys(store: FeatureStore) -> set[str]:
+    """Keys of all rows of a store."""
+    return {key for part in store.parts() for key in store.keys(part)}
+
+
 def warn_of_shared_rows(held_out: FeatureStore, train: FeatureStore) -> int:
     """Say so when pictures that are scored were trained on; returns how many there are."""
-    ours = {key for part in held_out.parts() for key in held_out.keys(part)}
+    ours = stored_keys(held_out)
     shared = sorted({key for part in train.parts() for key in train.keys(part) if key in ours})
     if shared:
         logger.warning(

@@ -29,7 +29,13 @@ from devil.config import (
 )
 from devil.errors import ConfigError
 from devil.evaluation.captioning import QUICK, CaptionScores, check_tokenizer
-from devil.evaluation.stored import CONTROLS, evaluate_stored, stored_rows, warn_of_shared_rows
+from devil.evaluation.stored import (
+    CONTROLS,
+    evaluate_stored,
+    stored_keys,
+    stored_rows,
+    warn_of_shared_rows,
+)
 from devil.evaluation.tool_versions import tool_versions
 from devil.features import FeatureStore
 from devil.files import write_json
@@ -179,18 +185,14 @@ def _check(options: AblationOptions) -> None:
                     f"{path} holds features of {backbone.name} with weights {backbone.weights}; "
                     "the control needs those of --backbone.weights random."
                 )
-        ours, theirs = (_keys(path) for path in (options.held_out, options.random[1]))
+        stores = (options.held_out, options.random[1])
+        ours, theirs = (stored_keys(FeatureStore.open(path)) for path in stores)
         if ours != theirs:
             raise ConfigError(
                 f"{options.random[1]} holds other pictures than {options.held_out} "
                 f"({len(theirs - ours)} more, {len(ours - theirs)} fewer); the control needs "
                 "the same ones."
             )
-
-
-def _keys(store: str) -> set[str]:
-    opened = FeatureStore.open(store)
-    return {key for part in opened.parts() for key in opened.keys(part)}
 
 
 def _captions_seen(training: TrainingConfig) -> int:

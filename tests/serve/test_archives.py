@@ -259,7 +259,7 @@ def test_a_zip_with_an_entry_without_a_name(tmp_path: Path) -> None:
         unpacked(archive.replace(b"name", b"\0ame"), tmp_path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from(SEEDS),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=8),
