@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from pipelines.protocols.crops import CropsOptions, crops
 from pipelines.protocols.localisation import LocalisationOptions, localisation
 from pipelines.protocols.neurons import neurons
 from pipelines.protocols.perturbation import PerturbationOptions, perturbation
-from pipelines.train import TrainOptions, train
+from pipelines.train import train
 
 logger = logging.getLogger("evaluation")
 
@@ -78,7 +79,7 @@ def evaluation(options: EvaluationOptions) -> None:
         raise ConfigError(f"protocols are {unknown}; there are {', '.join(PROTOCOLS)}.")
     asked = options.only or tuple(PROTOCOLS)
     started, trained = time.perf_counter(), (output / "model").exists()
-    prepare(data, output, translators="ablation" in asked)
+    prepare(data, output, asked)
     if not trained:
         keep(PREPARATION, {}, started, data, output, Path(options.results))
     for name in asked:
@@ -110,23 +111,29 @@ def without_places(record: dict[str, Any], data: Path, output: Path) -> dict[str
     return json.loads(text)
 
 
-def prepare(data: Path, output: Path, *, translators: bool) -> None:
-    """Features and the model; beside its training that of the translators it is compared with."""
+def prepare(data: Path, output: Path, asked: Sequence[str]) -> None:
+    """Features and the model, and beside its training what the `asked` protocols train besides."""
     for split in ("train", "val"):
         extract(extract_options(data, output, split))
-    queues = [[train_options(data, output)]]
-    if translators:
+    ours: list[Callable[[], object]] = [partial(train, train_options(data, output))]
+    others: list[Callable[[], object]] = []
+    if "ablation" in asked:
         for split in ("train", "val"):
             extract(random_features(data, output, split))
-        queues.append([training for _, _, training in trainings(ablation_options(data, output))])
+        planned = trainings(ablation_options(data, output))
+        others += [partial(train, training) for _, _, training in planned]
+    if "neurons" in asked:
+        requests = neuron_requests(data, output / "neurons")
+        ours.append(partial(neurons, requests["rendered_units"]))
+        others.append(partial(neurons, requests["random_backbone"]))
     start_ray()
-    apart = ray.remote(num_cpus=0)(_train_in_turn)
-    ray.get([apart.remote(queue) for queue in queues])
+    apart = ray.remote(num_cpus=0)(_in_turn)
+    ray.get([apart.remote(queue) for queue in (ours, others)])
 
 
-def _train_in_turn(planned: Sequence[TrainOptions]) -> None:
-    for training in planned:
-        train(training)
+def _in_turn(steps: Sequence[Callable[[], object]]) -> None:
+    for step in steps:
+        step()
 
 
 def _captioning(data: Path, output: Path) -> dict[str, Any]:
@@ -198,7 +205,7 @@ def _crops(data: Path, output: Path) -> dict[str, Any]:
 
 
 def _localisation(data: Path, output: Path) -> dict[str, Any]:
-    """The setting is chosen on one half of the photos; the figures are those of the other."""
+    """The setting is chosen on photos of one half; the figures are those of the other."""
     wanted = LocalisationOptions(
         model=str(output / "model"),
         instances=str(data / "coco128" / "instances.json"),
@@ -206,11 +213,11 @@ def _localisation(data: Path, output: Path) -> dict[str, Any]:
         output=str(output / "localisation_choosing"),
         train=str(output / "features" / "train"),
         layers=("blocks.8", "all", "blocks.5+blocks.8+blocks.11"),
-        prompts=("", "a", "a photo of a"),
+        prompts=("", "a photo of a"),
         synonyms=(False, True),
         neighbours=(0.0, 1.0),
         half="choosing",
-        limit=32,
+        limit=24,
         pool=POOL,
     )
     choosing, best = chosen_setting(wanted)

@@ -60,7 +60,7 @@ def extract_options(data: Path, output: Path, split: str) -> ExtractOptions:
 
 
 def train_options(data: Path, output: Path) -> TrainOptions:
-    """The model: 512,000 captions through one wide block."""
+    """The model: 320,000 captions through one wide block."""
     return TrainOptions(
         store=str(output / "features" / "train"),
         output=str(output),
@@ -71,7 +71,7 @@ def train_options(data: Path, output: Path) -> TrainOptions:
             width=512, depth=1, heads=8, feedforward=2048, class_tokens=True
         ),
         training=TrainingConfig(
-            steps=6_400,
+            steps=4_000,
             batch_size=16,
             captions_per_image=5,
             learning_rate=7e-4,
@@ -79,7 +79,7 @@ def train_options(data: Path, output: Path) -> TrainOptions:
             weight_decay=1e-2,
             token_dropout=0.25,
             validation_rows=300,
-            validate_every=3200,
+            validate_every=2000,
             checkpoint_every=500,
             log_every=100,
         ),

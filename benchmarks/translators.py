@@ -1,6 +1,6 @@
 """The translators that the evaluation compares with the model of `real_photos`.
 
-Each sees 40,000 captions and has no class tokens, so that one thing at a time differs: the dropouts
+Each sees 32,000 captions and has no class tokens, so that one thing at a time differs: the dropouts
 (DeViL, Table 2), ClipCap's mapping network in place of DeViL's, and a backbone without training.
 """
 
@@ -11,7 +11,7 @@ from benchmarks.real_photos import DECODING, extract_options, train_options
 from pipelines.extract import ExtractOptions
 from pipelines.protocols.ablation import AblationOptions
 
-STEPS = 500
+STEPS = 400
 """Of 16 photos with five captions each."""
 RANDOM = "random_backbone"
 """Folder of the features of a backbone with random weights."""
