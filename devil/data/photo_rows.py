@@ -67,9 +67,14 @@ class PhotoRows:
         Raises:
             StorageError: of `AT_ONCE` photos none can be opened, or the file system fails.
         """
-        rows = iter(self._stretch(shard))
+        rows, some_are_read = iter(self._stretch(shard)), False
         while batch := list(islice(rows, AT_ONCE)):
-            yield from self._fetched(batch)
+            contents = self._fetched(batch)
+            # The last batch may hold one photo: it is judged beside the batch before.
+            some_are_read &= len(batch) < AT_ONCE
+            some_are_read |= any(isinstance(content, bytes) for content in contents)
+            for row, content in zip(batch, contents, strict=True):
+                yield self._row(row, content, some_are_read=some_are_read)
 
     def identity(self, shard: Shard) -> ShardIdentity:
         """Size and digest of its rows as JSON; photos are told by their names alone."""
@@ -79,24 +84,29 @@ class PhotoRows:
     def _stretch(self, shard: Shard) -> list[PhotoRow]:
         return self.rows[shard.start : shard.stop]
 
-    def _fetched(self, rows: list[PhotoRow]) -> Iterator[Sample | Failure]:
+    def _fetched(self, rows: list[PhotoRow]) -> list[bytes | Exception]:
+        """What each row's file holds, or why it cannot be had."""
         with storage(self.folder):
             fs, folder = fsspec.core.url_to_fs(self.folder)
             inside = [row.file for row in rows if _is_below(row.file)]
             # Other than `cat`, this takes no name for a pattern.
             answers = fs.cat_ranges([f"{folder}/{file}" for file in inside], None, None)
         contents = dict(zip(inside, answers, strict=True))
-        some = not all(isinstance(answer, Exception) for answer in answers)
-        for row in rows:
-            path = f"{self.folder}/{row.file}"
-            content = contents.get(row.file, DataError(f"{row.file!r} is not below the folder"))
-            if isinstance(content, Exception):
-                if _is_of_folder(content, some_are_read=some):
-                    raise storage_error(path, content) from content
-                yield Failure.of(row.file, path, "fetch", content)
-            else:
-                key, source = unicode_text(row.file), unicode_text(path)
-                yield Sample(key=key, source=source, image=content, captions=row.captions)
+        return [
+            contents.get(row.file, DataError(f"{row.file!r} is not below the folder"))
+            for row in rows
+        ]
+
+    def _row(
+        self, row: PhotoRow, content: bytes | Exception, *, some_are_read: bool
+    ) -> Sample | Failure:
+        path = f"{self.folder}/{row.file}"
+        if isinstance(content, Exception):
+            if _is_of_folder(content, some_are_read=some_are_read):
+                raise storage_error(path, content) from content
+            return Failure.of(row.file, path, "fetch", content)
+        key, source = unicode_text(row.file), unicode_text(path)
+        return Sample(key=key, source=source, image=content, captions=row.captions)
 
 
 def _is_below(file: str) -> bool:

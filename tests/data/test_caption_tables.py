@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 from devil.config import SourceConfig
+from devil.data.photo_rows import AT_ONCE
 from devil.data.sample import Failure, Sample
 from devil.data.source import Source, open_source
 from devil.errors import DataError, StorageError
@@ -108,6 +109,29 @@ def test_a_photo_that_cannot_be_opened_is_a_failure_beside_one_that_can(tmp_path
     (tmp_path / "a.jpg").unlink()
     with pytest.raises(StorageError, match=r"loop\.jpg cannot be used"):
         rows(open_source(str(tmp_path / "t.csv")))
+
+
+def opened_then_not(folder: Path, *, closed: int) -> str:
+    """A table of `AT_ONCE` photos that can be opened, and some behind them that cannot."""
+    names = [f"{i}.jpg" for i in range(AT_ONCE + closed)]
+    for i, name in enumerate(names):
+        if i < AT_ONCE:
+            (folder / name).write_bytes(b"photo")
+        else:
+            (folder / name).symlink_to(name)
+    (folder / "t.csv").write_text("file,caption\n" + "".join(f"{name},x\n" for name in names))
+    return str(folder / "t.csv")
+
+
+def test_a_last_photo_that_cannot_be_opened_is_a_failure(tmp_path: Path) -> None:
+    *opened, loop = rows(open_source(opened_then_not(tmp_path, closed=1)))
+    assert len(opened) == AT_ONCE and all(isinstance(row, Sample) for row in opened)
+    assert isinstance(loop, Failure) and loop.stage == "fetch"
+
+
+def test_a_folder_that_closes_on_the_way_is_no_failure_of_each_photo(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot be used"):
+        rows(open_source(opened_then_not(tmp_path, closed=AT_ONCE)))
 
 
 @pytest.mark.parametrize(
