@@ -23,6 +23,7 @@ from tiny import (
 )
 
 from devil.backbones import load_backbone
+from devil.backbones.base import weights_digest
 from devil.config import (
     BackboneConfig,
     DecodingConfig,
@@ -41,7 +42,7 @@ from devil.errors import (
     LockError,
     ModelFolderError,
 )
-from devil.evaluation.gate import GateConfig
+from devil.evaluation.gate import GateConfig, GateScores, Verdict
 from devil.extraction import Extractor
 from devil.features import FeatureStore
 from devil.files import write_json
@@ -56,6 +57,7 @@ from pipelines.retrain import (
     _claim_run,
     _extract_options,
     _prune_runs,
+    _release,
     _train_options,
     main,
     retrain,
@@ -218,6 +220,61 @@ def test_the_life_of_a_model(
 
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def unlike(model: DeViL, parent: Path) -> DeViL:
+    """A copy of a model with other weights, and so another version."""
+    model.save_pretrained(parent)
+    copy = DeViL.from_pretrained(parent, load_backbone=False)
+    with torch.no_grad():
+        copy.translator.prefix_tokens += 1
+    return copy
+
+
+def scored(model: DeViL) -> GateScores:
+    """Scores of a model, made up."""
+    version = weights_digest(model.translator)
+    return GateScores(version=version, score=1.0, shuffled=0.1, rows=9, keys_hash="same")
+
+
+def passed(candidate: DeViL, current: DeViL | None = None) -> Verdict:
+    """What the gate says of a model that is good enough."""
+    return Verdict(
+        passed=True,
+        reason="good enough",
+        candidate=scored(candidate),
+        current=scored(current) if current else None,
+        config=GateConfig(),
+    )
+
+
+def test_whoever_lost_the_lock_releases_nothing(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, model = synthetic_store(tmp_path / "features", [4]), tiny_model(tmp_path / "frozen")
+    asked = options(inputs, tmp_path, held_out=store.root)
+
+    def slow(*_: object) -> DeViL:
+        (tmp_path / "models" / "retrain.lock").unlink()  # somebody gave this process up
+        return model
+
+    monkeypatch.setattr("pipelines.retrain.extract", lambda _: None)
+    monkeypatch.setattr("pipelines.retrain.train", slow)
+    monkeypatch.setattr("pipelines.retrain._compare", lambda *_: passed(model))
+    with pytest.raises(LockError, match="was lost while it was held here"):
+        retrain(asked)
+    assert ModelVersions(tmp_path / "models").current() is None
+
+
+def test_a_release_removes_what_is_more_than_was_to_be_kept(inputs: Path, tmp_path: Path) -> None:
+    versions, asked = ModelVersions(tmp_path / "models"), options(inputs, tmp_path, keep=2)
+    models = [tiny_model(tmp_path / "frozen")]
+    for number in range(2):
+        models.append(unlike(models[-1], tmp_path / f"copy{number}"))
+    for before, model in zip([None, *models], models, strict=False):
+        _release(model, passed(model, before), tmp_path, asked, versions)
+    names = [versions.find(weights_digest(model.translator)) for model in models]
+    assert names[0] is None and versions.names() == names[1:]
 
 
 def test_a_second_retraining_is_refused_while_one_runs(inputs: Path, tmp_path: Path) -> None:
