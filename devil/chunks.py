@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from devil.errors import CaptionError
+from devil.errors import CaptionError, FeatureStoreError
 from devil.features import FeatureStore, tensor_column
 from devil.held_out import Split
 from devil.language_model import LanguageModel
@@ -54,7 +54,7 @@ class ChunkReader:
         """The rows of some parts, one part after the other.
 
         Raises:
-            FeatureStoreError: a part cannot be read.
+            FeatureStoreError: a part cannot be read, or has other rows by now.
         """
         if self._cached is None or self._cached[0] != parts:
             self._cached = None  # let go of the old chunk before the new one is read
@@ -73,6 +73,12 @@ class ChunkReader:
         tables = []
         for part in parts:
             table = self.store.read(part, ["captions", *self.columns.values()])
+            if table.num_rows != self.split.sizes[part]:
+                raise FeatureStoreError(
+                    f"{part} has {table.num_rows} rows, and had {self.split.sizes[part]} when the "
+                    "training began: its shard was extracted anew. Train on what is there now, "
+                    "with another --output."
+                )
             tables.append(table.take(self.split.rows(part)))
         columns = {
             slot: np.concatenate([tensor_column(table, name) for table in tables])

@@ -33,6 +33,7 @@ class Split:
         keys: of the held-out rows.
         held_out: numbers of each part's held-out rows, in their order; only parts that have some.
         training: how many rows of each part are trained on.
+        sizes: how many rows each part has.
     """
 
     def __init__(self, store: FeatureStore, parts: Sequence[str], count: int) -> None:
@@ -62,11 +63,11 @@ class Split:
         for part, row in sorted(place for found in places.values() for place in found):
             self.held_out.setdefault(part, []).append(row)
         self.training = {part: n - len(self.held_out.get(part, ())) for part, n in sizes.items()}
-        self._sizes = sizes
+        self.sizes = sizes
 
     def rows(self, part: str) -> np.ndarray:
         """Numbers of a part's training rows, in their order."""
-        return np.delete(np.arange(self._sizes[part]), self.held_out.get(part, []))
+        return np.delete(np.arange(self.sizes[part]), self.held_out.get(part, []))
 
 
 def held_out_places(

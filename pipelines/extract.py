@@ -26,7 +26,7 @@ from devil.backbones import load_backbone
 from devil.config import BackboneConfig, ExtractionConfig, SourceConfig
 from devil.data.shard import Shard
 from devil.data.source import Source, guessed_format, open_source
-from devil.errors import ConfigError, DataError, StorageError
+from devil.errors import BackboneError, ConfigError, DataError, StorageError
 from devil.extraction import Extractor, ShardRecord
 from devil.features import FeatureStore
 from devil.lock import Lock
@@ -77,12 +77,15 @@ class ExtractionWorker:
         config: ExtractionConfig,
         threads: int,
     ) -> None:
+        loaded, opened = load_backbone(backbone, device=own_device()), FeatureStore.open(store)
+        found, wanted = loaded.digest(), opened.manifest.backbone_digest
+        if found != wanted:
+            raise BackboneError(
+                f"{backbone.name} has the weights {found} on this worker, and {store} is of "
+                f"{wanted}; give all machines the same ones."
+            )
         self.extractor = Extractor(
-            load_backbone(backbone, device=own_device()),
-            open_source(shards, source),
-            FeatureStore.open(store),
-            config,
-            threads=threads,
+            loaded, open_source(shards, source), opened, config, threads=threads
         )
 
     def __call__(self, shard: str) -> dict[str, Any]:

@@ -18,12 +18,14 @@ import json
 import logging
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
+from devil.batches import stored_slots
 from devil.config import (
     BackboneConfig,
     DecodingConfig,
@@ -33,14 +35,22 @@ from devil.config import (
     TrainingConfig,
     TranslatorConfig,
 )
-from devil.errors import ConfigError, FeatureStoreError, GateError
+from devil.errors import (
+    ConfigError,
+    FeatureStoreError,
+    GateError,
+    LayerError,
+    ModelFolderError,
+)
 from devil.evaluation.gate import GateConfig, Verdict, gate_scores, judge
 from devil.evaluation.stored import warn_of_shared_rows
 from devil.features import FeatureStore
 from devil.files import write_json
+from devil.folder import read_config
 from devil.lock import Lock
 from devil.model import DeViL
 from devil.release import Release
+from devil.types import ALL_LAYERS
 from devil.versions import ModelVersions
 from pipelines.cli import absolute, local_folder, run_script
 from pipelines.extract import ExtractOptions, extract
@@ -117,7 +127,9 @@ def retrain(options: RetrainOptions) -> Verdict | None:
 
     Raises:
         GateError: the new model is not good enough; the current one stays.
-        ModelFolderError: the current version is missing or corrupt.
+        ModelFolderError: the current version is missing or corrupt, or of another backbone.
+        FeatureStoreError: the held-out features are of another backbone, or not whole.
+        LayerError: the gate's layer is not one of the model's.
         LockError: a retraining into this folder is running.
         DevilError: as `extract` and `train`.
     """
@@ -128,7 +140,7 @@ def retrain(options: RetrainOptions) -> Verdict | None:
         versions.check_current()
         extract(_extract_options(options))
         store = FeatureStore.open(absolute(options.store))
-        _check_held_out(held_out, store)
+        _check_comparison(held_out, store, options, versions)
         run = _claim_run(options, store, versions)
         released = _released(run, versions)
         if released:
@@ -136,9 +148,9 @@ def retrain(options: RetrainOptions) -> Verdict | None:
             return None
         candidate = train(_train_options(options, run, versions))
         verdict = _compare(candidate, held_out, options, versions)
+        lock.check()
         write_json(run / GATE, verdict.to_dict())
         _prune_runs(run.parent, options.keep)
-        lock.check()
         _release(candidate, verdict, run, options, versions)
     return verdict
 
@@ -187,7 +199,9 @@ def _training(options: RetrainOptions, run: Path) -> TrainOptions:
     )
 
 
-def _check_held_out(held_out: FeatureStore, store: FeatureStore) -> None:
+def _check_comparison(
+    held_out: FeatureStore, store: FeatureStore, options: RetrainOptions, versions: ModelVersions
+) -> None:
     """Find before the training what the comparison after it would stumble over."""
     found, wanted = (s.manifest.backbone_digest for s in (held_out, store))
     if found != wanted:
@@ -195,7 +209,37 @@ def _check_held_out(held_out: FeatureStore, store: FeatureStore) -> None:
             f"{held_out.root} holds features of a backbone with weights {found}, and {store.root} "
             f"of one with weights {wanted}; extract the held-out pictures with the same backbone."
         )
+    rows, counted = sum(part[0] for part in held_out.contents().values()), held_out.manifest.rows
+    if not rows or rows != counted:
+        raise FeatureStoreError(
+            f"{held_out.root} holds {rows} rows, and its manifest counts {counted}: its extraction "
+            "has not ended. Start that again, and this when it is done."
+        )
+    _check_layers(held_out, tuple(store.manifest.layers), options.translator.class_tokens, options)
+    release = versions.current()
+    if release is not None:
+        current = read_config(versions.folder(release.current))
+        if current["backbone_digest"] != found:
+            raise ModelFolderError(
+                f"the current version, {release.current}, is of a backbone with weights "
+                f"{current['backbone_digest']}, and {held_out.root} of one with weights {found}: "
+                "they cannot be compared. Give models of another backbone another --models."
+            )
+        _check_layers(
+            held_out, tuple(current["layers"]), current["translator"]["class_tokens"], options
+        )
     warn_of_shared_rows(held_out, store)
+
+
+def _check_layers(
+    held_out: FeatureStore, layers: Sequence[str], class_tokens: bool, options: RetrainOptions
+) -> None:
+    """Whether a model of these layers can be scored by the gate."""
+    stored_slots(held_out, layers, class_tokens=class_tokens)
+    if options.gate.layer not in (ALL_LAYERS, *layers):
+        raise LayerError(
+            f"gate.layer is {options.gate.layer!r}; allowed: {', '.join((ALL_LAYERS, *layers))}."
+        )
 
 
 def _claim_run(options: RetrainOptions, store: FeatureStore, versions: ModelVersions) -> Path:

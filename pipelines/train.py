@@ -9,6 +9,7 @@ is done.
 """
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -101,7 +102,8 @@ def train(options: TrainOptions) -> DeViL:
         DevilError: training failed in its workers.
     """
     output = Path(options.output).resolve()
-    wanted = _run_description(options) | _check_inputs(options)
+    wanted = _as_begun(output / "training" / RUN, _run_description(options))
+    wanted |= _check_inputs(options)
     if not (output / "training" / "finished").is_file():
         if options.training.validation_rows:
             check_tokenizer()
@@ -215,6 +217,23 @@ def _run_description(options: TrainOptions) -> dict[str, Any]:
         "name": options.name,
         "threads": options.cpus_per_worker,
     }
+
+
+def _as_begun(run: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The same without parts that the store has got since the run was begun, if it was."""
+    begun = json.loads(run.read_text())["features"]["parts"] if run.is_file() else {}
+    parts = wanted["features"]["parts"]
+    if not begun or any(parts.get(name) != content for name, content in begun.items()):
+        return wanted  # and what differs is told
+    if len(parts) > len(begun):
+        logger.warning(
+            "%s has got %d parts since the run in %s began, which goes on without them; give "
+            "another --output to train on all",
+            wanted["store"],
+            len(parts) - len(begun),
+            run.parent.parent,
+        )
+    return {**wanted, "features": {**wanted["features"], "parts": begun}}
 
 
 def _finished(output: Path, wanted: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from devil.batches import Batch, TrainingBatches
 from devil.config import LanguageModelConfig, TrainingConfig, TranslatorConfig, from_dict
-from devil.errors import LossError
+from devil.errors import FeatureStoreError, LanguageModelError, LossError
 from devil.features import FeatureStore
 from devil.language_model import LanguageModel, load_language_model
 from devil.model import DeViL
@@ -36,6 +36,9 @@ def train_worker(loop: dict[str, Any]) -> None:
         from_dict(LanguageModelConfig, options["language_model"]), device=device
     )
     store = FeatureStore.open(options["store"])
+    check_frozen(lm, options["language_model_digest"])
+    if rank == 0:
+        check_parts(store, options["features"]["parts"])
     translator_config = from_dict(TranslatorConfig, options["translator"])
     batches = TrainingBatches(
         store,
@@ -58,6 +61,34 @@ def train_worker(loop: dict[str, Any]) -> None:
     if not run.stopped:
         train_until_stopped(run, batches)
     run.finish()
+
+
+def check_frozen(lm: LanguageModel, digest: str) -> None:
+    """Find out whether the language model is the run's: this may be another machine.
+
+    Raises:
+        LanguageModelError: its weights are others here.
+    """
+    if lm.digest() != digest:
+        raise LanguageModelError(
+            f"{lm.config.name} has the weights {lm.digest()} on this worker, and those of the run "
+            f"are {digest}; give all machines the same ones."
+        )
+
+
+def check_parts(store: FeatureStore, begun: Mapping[str, Any]) -> None:
+    """Find out whether a store's parts are those that the run was begun with, maybe long ago.
+
+    Raises:
+        FeatureStoreError: one was extracted anew.
+    """
+    found = store.contents(list(begun))
+    changed = [name for name, content in begun.items() if found[name] != content]
+    if changed:
+        raise FeatureStoreError(
+            f"{len(changed)} parts of {store.root} were extracted anew since the training began "
+            f"({', '.join(changed[:3])}); train on what is there now, with another --output."
+        )
 
 
 def train_until_stopped(run: TrainingRun, batches: TrainingBatches) -> None:

@@ -244,6 +244,14 @@ def test_stores_that_do_not_serve(lm: LanguageModel, tmp_path: Path) -> None:
         TrainingBatches(synthetic_store(tmp_path / "b", (0,)), lm, config())
 
 
+def test_a_part_that_is_replaced_while_it_is_trained_on(lm: LanguageModel, tmp_path: Path) -> None:
+    store = synthetic_store(tmp_path, [9, 5])
+    batches = TrainingBatches(store, lm, config())
+    shutil.copy(store.parts()[1], store.parts()[0])
+    with pytest.raises(FeatureStoreError, match=r"has 5 rows, and had 9 when the training began"):
+        list(batches(0, 9))
+
+
 def test_a_store_that_grows_does_not_change_a_run(lm: LanguageModel, tmp_path: Path) -> None:
     store = synthetic_store(tmp_path, [9, 5])
     names = [part.rsplit("/", 1)[-1] for part in store.parts()]

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from devil.config import DecodingConfig
-from devil.errors import ConfigError
+from devil.errors import ConfigError, GateError
 from devil.evaluation.captioning import CaptionScores
 from devil.evaluation.stored import SHUFFLED, evaluate_stored, stored_rows
 from devil.features import FeatureStore
@@ -110,7 +110,17 @@ def gate_scores(
 
 
 def judge(candidate: GateScores, current: GateScores | None, config: GateConfig) -> Verdict:
-    """Decide, and say why; a score that is not a number never passes."""
+    """Decide, and say why; a score that is not a number never passes.
+
+    Raises:
+        GateError: the two were scored on different rows.
+    """
+    if current is not None and current.keys_hash != candidate.keys_hash:
+        raise GateError(
+            f"the new model was scored on {candidate.rows} rows (keys {candidate.keys_hash}), the "
+            f"current one on {current.rows} (keys {current.keys_hash}): the held-out features "
+            "changed meanwhile. Start again when nothing is extracted into them."
+        )
     name = f"{config.metric} of {config.layer}"
     distance = candidate.score - candidate.shuffled
     learned = (

@@ -1,5 +1,6 @@
 """The gate: worse than the current model, or no better than chance, does not pass."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import tiny
 
 from devil.batches import clean_rows
 from devil.config import DecodingConfig
-from devil.errors import ConfigError, LayerError
+from devil.errors import ConfigError, GateError, LayerError
 from devil.evaluation.gate import GateConfig, GateScores, gate_scores, judge
 from devil.evaluation.stored import evaluate_stored
 
@@ -41,6 +42,12 @@ def test_verdicts(
     assert verdict.passed is passed
     assert re.search(reason, verdict.reason), verdict.reason
     assert verdict.to_dict()["candidate"]["shuffled"] is candidate.shuffled
+
+
+def test_scores_on_different_rows_are_not_compared() -> None:
+    other = dataclasses.replace(scores(0.1), keys_hash="others", rows=6)
+    with pytest.raises(GateError, match=r"on 5 rows \(keys k\), the current one on 6 .*others"):
+        judge(scores(0.5), other, CONFIG)
 
 
 @pytest.mark.parametrize(("metric", "layer"), [("rouge_l", "all"), ("bleu_1", "layer3")])

@@ -1,5 +1,6 @@
 """Extraction through real Ray: restart, errors, and what is refused."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tiny import encoded, picture, sample_members, tiny_backbone_weights, tiny_shards, write_tar
 
+from devil.backbones import load_backbone
 from devil.config import ExtractionConfig
 from devil.errors import (
+    BackboneError,
     ConfigError,
     DataError,
     FeatureStoreError,
@@ -22,6 +25,7 @@ from devil.errors import (
 )
 from devil.features import FeatureStore
 from devil.lock import Lock
+from devil.manifest import Manifest
 from pipelines.extract import ExtractionWorker, ExtractOptions, extract
 from pipelines.pool import PoolConfig
 
@@ -204,6 +208,18 @@ def test_what_somebody_put_into_the_store_is_told_and_not_read(tmp_path: Path) -
     (tmp_path / "store" / ".part-00001.parquet.0badcafe.tmp").write_bytes(b"half a part")
     assert extract(options(tmp_path)).rows == 4
     assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_a_worker_with_other_weights_writes_nothing(tmp_path: Path) -> None:
+    tiny_shards(tmp_path / "shards", shards=1, rows=2)
+    asked = options(tmp_path)
+    loaded = load_backbone(asked.backbone)
+    store = FeatureStore.create(asked.store, Manifest.of(loaded, asked.backbone, asked.extraction))
+    same = (asked.shards, asked.source, asked.store, asked.backbone, asked.extraction, 1)
+    ExtractionWorker(*same)
+    store.write_manifest(dataclasses.replace(store.manifest, backbone_digest="other"))
+    with pytest.raises(BackboneError, match=r"on this worker, .* is of other; give all machines"):
+        ExtractionWorker(*same)
 
 
 def test_a_run_that_breaks_off_leaves_no_temporary_files(

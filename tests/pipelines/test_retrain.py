@@ -39,6 +39,7 @@ from devil.errors import (
     ConfigError,
     FeatureStoreError,
     GateError,
+    LayerError,
     LockError,
     ModelFolderError,
 )
@@ -53,7 +54,7 @@ from devil.versions import ModelVersions
 from pipelines.pool import PoolConfig
 from pipelines.retrain import (
     RetrainOptions,
-    _check_held_out,
+    _check_comparison,
     _claim_run,
     _extract_options,
     _prune_runs,
@@ -79,8 +80,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = FeatureStore.create(str(folder / "held_out"), manifest)
     last = open_source(shards.pop())
     Extractor(backbone, last, held_out, threads=1)(*last.shards())
+    counted(held_out)
     teach_captions(tiny_language_model(folder / "lm"))
     return folder
+
+
+def counted(store: FeatureStore) -> FeatureStore:
+    """The store as an extraction leaves it that has ended."""
+    rows = sum(part[0] for part in store.contents().values())
+    store.write_manifest(dataclasses.replace(store.manifest, rows=rows))
+    return FeatureStore.open(store.root)
 
 
 def teach_captions(folder: str) -> None:
@@ -251,7 +260,8 @@ def passed(candidate: DeViL, current: DeViL | None = None) -> Verdict:
 def test_whoever_lost_the_lock_releases_nothing(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, model = synthetic_store(tmp_path / "features", [4]), tiny_model(tmp_path / "frozen")
+    store = counted(synthetic_store(tmp_path / "features", [4]))
+    model = tiny_model(tmp_path / "frozen")
     asked = options(inputs, tmp_path, held_out=store.root)
 
     def slow(*_: object) -> DeViL:
@@ -295,10 +305,38 @@ def test_a_rollback_without_an_earlier_version(
     assert "error: " in (captured := capsys.readouterr().err) and "to go back to" in captured
 
 
-def test_held_out_features_of_another_backbone_are_refused(inputs: Path, tmp_path: Path) -> None:
-    other = synthetic_store(tmp_path / "other")
+def test_held_out_features_that_do_not_serve(inputs: Path, tmp_path: Path) -> None:
+    asked, versions = options(inputs, tmp_path), ModelVersions(tmp_path / "models")
+    store = counted(synthetic_store(tmp_path / "store", [4]))
+    _check_comparison(store, store, asked, versions)
     with pytest.raises(FeatureStoreError, match="with the same backbone"):
-        _check_held_out(FeatureStore.open(str(inputs / "held_out")), other)
+        _check_comparison(FeatureStore.open(str(inputs / "held_out")), store, asked, versions)
+    empty = synthetic_store(tmp_path / "empty", [0])
+    with pytest.raises(FeatureStoreError, match=r"holds 0 rows, .* its extraction has not ended"):
+        _check_comparison(empty, store, asked, versions)
+    growing = counted(synthetic_store(tmp_path / "growing", [4]))
+    shutil.copy(growing.parts()[0], tmp_path / "growing" / "part-99999.parquet")
+    with pytest.raises(FeatureStoreError, match=r"holds 8 rows, and its manifest counts 4"):
+        _check_comparison(growing, store, asked, versions)
+    fewer = counted(synthetic_store(tmp_path / "fewer", [4]))
+    layers = dict(list(fewer.manifest.layers.items())[:1])
+    fewer.write_manifest(dataclasses.replace(fewer.manifest, layers=layers))
+    with pytest.raises(FeatureStoreError, match="has no features for"):
+        _check_comparison(FeatureStore.open(fewer.root), store, asked, versions)
+    wrong = dataclasses.replace(asked, gate=GateConfig(layer="layer9"))
+    with pytest.raises(LayerError, match=r"gate\.layer is 'layer9'; allowed: all, shallow"):
+        _check_comparison(store, store, wrong, versions)
+
+
+def test_a_current_version_of_another_backbone_is_told_before_the_training(
+    inputs: Path, tmp_path: Path
+) -> None:
+    versions = ModelVersions(tmp_path / "models")
+    name = versions.add(tiny_model(tmp_path / "frozen"))
+    versions.promote(name, instead_of=None, why={})
+    store = counted(synthetic_store(tmp_path / "store", [4]))
+    with pytest.raises(ModelFolderError, match=f"the current version, {name}, is of a backbone"):
+        _check_comparison(store, store, options(inputs, tmp_path), versions)
 
 
 def test_a_run_is_named_by_what_decides_its_model(inputs: Path, tmp_path: Path) -> None:

@@ -24,13 +24,16 @@ from devil.errors import (
     CaptionError,
     ConfigError,
     FeatureStoreError,
+    LanguageModelError,
     LockError,
     ModelFolderError,
 )
 from devil.features import METADATA, FeatureStore
+from devil.language_model import load_language_model
 from devil.lock import Lock
 from devil.model import DeViL
 from pipelines.train import _finished, _run_description, train
+from pipelines.training_worker import check_frozen, check_parts
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +222,38 @@ def test_a_run_does_not_go_on_with_other_features(inputs: Path, tmp_path: Path) 
     (store / "manifest.json").write_text(json.dumps({**manifest, "backbone_digest": "other"}))
     with pytest.raises(ConfigError, match="holds a run with another features"):
         train(first)
+
+
+def test_a_run_goes_on_with_its_own_parts_when_the_store_has_grown(
+    inputs: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = FeatureStore.open(str(shutil.copytree(inputs / "store", tmp_path / "store")))
+    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    written = json.loads((run / "training" / "run.json").read_text())
+    (run / "training" / "run.json").write_text(json.dumps({**written, "store": store.root}))
+    before = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    shutil.copy(store.parts()[0], tmp_path / "store" / "part-99999.parquet")
+    train(options(inputs, run, store=store.root))  # finished: ends at once
+    assert "has got 1 parts since the run" in caplog.text
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    Path(store.parts()[0]).unlink()
+    with pytest.raises(ConfigError, match="holds a run with another features"):
+        train(options(inputs, run, store=store.root))
+
+
+def test_a_worker_finds_what_changed_since_the_run_began(inputs: Path, tmp_path: Path) -> None:
+    store = FeatureStore.open(str(shutil.copytree(inputs / "store", tmp_path / "store")))
+    begun = json.loads(json.dumps(store.contents()))
+    shutil.copy(store.parts()[0], tmp_path / "store" / "part-99999.parquet")
+    check_parts(store, begun)  # has grown only
+    first = next(iter(begun))
+    begun[first][1] += 1
+    with pytest.raises(FeatureStoreError, match=rf"extracted anew .*{first}.*another --output"):
+        check_parts(store, begun)
+    lm = load_language_model(LanguageModelConfig(name=str(inputs / "lm")))
+    check_frozen(lm, lm.digest())
+    with pytest.raises(LanguageModelError, match=r"on this worker, .* are other; give all"):
+        check_frozen(lm, "other")
 
 
 def test_a_part_that_was_extracted_anew_makes_another_run(inputs: Path, tmp_path: Path) -> None:
