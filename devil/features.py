@@ -207,15 +207,15 @@ class FeatureStore:
         with self._opened(part) as file:
             return PartMetadata(**json.loads(pq.read_metadata(file).metadata[METADATA]))
 
-    def contents(self, parts: Sequence[str] | None = None) -> dict[str, list[Any]]:
-        """What decides the rows of some parts, or of all that are finished, by the part's name.
+    def contents(self, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
+        """What decides the rows of parts of these names, or of all that are finished, by name.
 
         It is their number, and their source's size and head.
 
         Raises:
             FeatureStoreError: a part is missing or corrupt.
         """
-        parts = self.parts() if parts is None else parts
+        parts = self.parts() if names is None else [f"{self.path}/{name}" for name in names]
         return {
             part.rpartition("/")[2]: [found.rows, found.source_bytes, found.source_head]
             for part, found in zip(parts, in_threads(self.metadata, parts), strict=True)
