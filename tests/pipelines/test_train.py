@@ -228,7 +228,7 @@ def test_a_run_goes_on_with_its_own_parts_when_the_store_has_grown(
     inputs: Path, uninterrupted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = FeatureStore.open(str(shutil.copytree(inputs / "store", tmp_path / "store")))
-    run = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    run = Path(shutil.copytree(uninterrupted, uninterrupted.parent / "grown"))  # names are relative
     written = json.loads((run / "training" / "run.json").read_text())
     (run / "training" / "run.json").write_text(json.dumps({**written, "store": store.root}))
     before = (run / "model" / "model.safetensors").stat().st_mtime_ns
