@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util import ActorPool
 
 from benchmarks.machine import describe_machine
 from benchmarks.neurons import neuron_requests
@@ -112,27 +113,31 @@ def without_places(record: dict[str, Any], data: Path, output: Path) -> dict[str
 
 
 def prepare(data: Path, output: Path, asked: Sequence[str]) -> None:
-    """Features and the model, and beside its training what the `asked` protocols train besides."""
+    """Features, and all that is trained for the `asked` protocols: two at a time, longest first."""
     for split in ("train", "val"):
         extract(extract_options(data, output, split))
-    ours: list[Callable[[], object]] = [partial(train, train_options(data, output))]
-    others: list[Callable[[], object]] = []
+    trained: list[Callable[[], object]] = [partial(train, train_options(data, output))]
+    if "neurons" in asked:
+        requests = neuron_requests(data, output / "neurons")
+        described = (requests["rendered_units"], requests["random_backbone"])
+        trained += [partial(neurons, request) for request in described]
     if "ablation" in asked:
         for split in ("train", "val"):
             extract(random_features(data, output, split))
         planned = trainings(ablation_options(data, output))
-        others += [partial(train, training) for _, _, training in planned]
-    if "neurons" in asked:
-        requests = neuron_requests(data, output / "neurons")
-        ours.append(partial(neurons, requests["rendered_units"]))
-        others.append(partial(neurons, requests["random_backbone"]))
+        trained += [partial(train, training) for _, _, training in planned]
     start_ray()
-    apart = ray.remote(num_cpus=0)(_in_turn)
-    ray.get([apart.remote(queue) for queue in (ours, others)])
+    pool = ActorPool([Apart.remote() for _ in range(2)])
+    for _ in pool.map_unordered(lambda apart, step: apart.run.remote(step), trained):
+        pass
 
 
-def _in_turn(steps: Sequence[Callable[[], object]]) -> None:
-    for step in steps:
+@ray.remote(num_cpus=0)
+class Apart:
+    """A process for one thing at a time."""
+
+    def run(self, step: Callable[[], object]) -> None:
+        """Do it."""
         step()
 
 
