@@ -26,6 +26,8 @@ POLL_SECONDS = 2.0
 STOPPED = "stopped"
 RESTART_SECONDS = 60.0
 """An audit is stopped while its service starts again, and goes on by itself soon after."""
+GONE = "There is no such audit."
+"""What the service says of an audit that it does not have."""
 RECORD = "served_audit.json"
 """In the folder of the results: whose they are."""
 FILE_NAME = re.compile(r"(errors/)?part-[^/\\\x00-\x1f]+\.parquet|index\.html")
@@ -111,7 +113,7 @@ class AsyncAudits:
 
     async def delete(self, id: str) -> None:
         """See `Audits.delete`."""
-        call = Call(method="DELETE", path=address("audits", id), gone=True)
+        call = Call(method="DELETE", path=address("audits", id), gone=GONE)
         await self._connection.ask(call, whole)
 
 

@@ -21,6 +21,7 @@ from scripted_server import (
 )
 
 from devil.client import Client, RetryConfig
+from devil.client.audits import GONE
 from devil.client.transports import BlockingTransport
 from devil.client.uploads import open_upload
 from devil.errors import ConfigError, DataError, ServiceError
@@ -216,7 +217,7 @@ def test_results_of_two_audits_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_audits_are_listed_and_removed() -> None:
-    script = [document({"audits": [audit()]}), CUT, problem(404), problem(404)]
+    script = [document({"audits": [audit()]}), CUT, problem(404, GONE), problem(404, GONE)]
     with scripted(script) as server, Client(server.address, retry=FAST) as client:
         (found,) = client.audits.list(limit=1, before="a&2")
         assert found.progress.pictures == 4
@@ -224,3 +225,15 @@ def test_audits_are_listed_and_removed() -> None:
         with pytest.raises(ServiceError):
             client.audits.delete("a1")
     assert server.asked[0].path == "/v1/audits?limit=1&before=a%262"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [problem(404, "There is no application at this address."), Reply(status=404, body=b"Path '/'")],
+    ids=["front", "proxy"],
+)
+def test_a_404_that_is_not_the_services_removes_nothing(answer: Reply) -> None:
+    with scripted([problem(503), answer] * 2) as server:
+        for found in both(server.address, lambda client: client.audits.delete("a1")):
+            assert isinstance(found, ServiceError) and found.status == 404
+    assert len(server.asked) == 4
