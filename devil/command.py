@@ -25,7 +25,7 @@ from devil.client import Client, RetryConfig, ServedModel
 from devil.client.documents import ServedLayer
 from devil.client.service import TIMEOUT_SECONDS
 from devil.config import DecodingConfig
-from devil.errors import ConfigError, ServiceError
+from devil.errors import ConfigError, DevilError, ServiceError
 from devil.explanation import Explanation
 from devil.report.table import ReportTable
 from devil.report.text import explanation_text
@@ -224,15 +224,16 @@ def audit(options: Audit) -> None:
         again = f"devil audit --server {options.server} --output {options.output} --id {id}"
         try:
             ended = client.audits.wait(id)
-        except KeyboardInterrupt:
-            print(f"The audit goes on. To wait for it again: {again}", file=sys.stderr)
+            finished = ended.state == "finished"
+            report = client.audits.results(id, options.output) if finished else None
+        except (KeyboardInterrupt, DevilError):
+            print(f"An audit goes on by itself. To wait for it again: {again}", file=sys.stderr)
             raise
-        if ended.state != "finished":
+        if report is None:
             raise ServiceError(
                 f"audit {id} ended as {ended.state}: {ended.problem or 'no reason is given'}. "
                 f"To let it go on: {again} --resume"
             )
-        report = client.audits.results(id, options.output)
     print(f"{ended.progress.explained} pictures explained, {ended.progress.failed} failed")
     for reason, count in ended.progress.failures.items():
         print(f"  {count} {reason}")

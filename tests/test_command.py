@@ -178,6 +178,23 @@ def test_audit(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert error.startswith("error: audit a2 ended as failed: no disk") and "--resume" in error
 
 
+def test_an_audit_that_is_not_seen_to_its_end_is_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devil.client.audits.AWAY_SECONDS", 0)
+    script = [document(audit()), problem(503, "away")]
+    script += [document(audit()), finished(), finished(), problem(500, "no file")]
+    with scripted(script) as server:
+        where = ["--server", server.address, "--output", str(tmp_path / "audit"), "--tries", "1"]
+        for reason in ("away", "no file"):
+            with pytest.raises(SystemExit) as exit:
+                main(["audit", "s3://bucket/photos", *where])
+            assert exit.value.code == 1
+            *_, hint, error = capsys.readouterr().err.splitlines()
+            assert f"--output {tmp_path / 'audit'} --id a1" in hint
+            assert error.startswith(f"error: {reason}")
+
+
 def test_models(here: Path, model: DeViL, capsys: pytest.CaptureFixture[str]) -> None:
     with scripted([document({"models": [MODEL]})]) as server:
         main(["models", "--server", server.address])

@@ -152,6 +152,28 @@ def test_an_audit_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "32/40" in shown and "running, 2 failed" in shown
 
 
+def test_a_service_that_starts_again_is_waited_for() -> None:
+    away = [CUT] * (FAST.tries + 1) + [Reply(status=404)] + [Reply(status=502)] * FAST.tries
+    script = [document(audit("running")), *away, document(audit("finished"))]
+    with scripted(script * 2) as server:
+        for found in both(server.address, lambda c: c.audits.wait("a1", poll_seconds=0.01)):
+            assert found.state == "finished", found
+    assert len(server.asked) == 2 * len(script)
+
+
+@pytest.mark.parametrize(
+    ("answer", "away_seconds"),
+    [(problem(404, GONE), 600), (problem(401), 600), (problem(422), 600), (Reply(status=404), 0)],
+    ids=["gone", "no key", "refused", "away for too long"],
+)
+def test_waiting_ends(answer: Reply, away_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devil.client.audits.AWAY_SECONDS", away_seconds)
+    with scripted([answer] * 2) as server:
+        for found in both(server.address, lambda c: c.audits.wait("a1", poll_seconds=0.01)):
+            assert isinstance(found, ServiceError) and found.status in (404, 401, 422)
+    assert len(server.asked) == 2
+
+
 def test_an_audit_that_stays_stopped_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devil.client.audits.RESTART_SECONDS", 0.025)
     with scripted([document(audit("stopped"))] * 3) as server, Client(server.address) as client:
