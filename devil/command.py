@@ -22,6 +22,7 @@ import tyro
 
 from devil.cli import exit_on_error, start_logging
 from devil.client import Client, RetryConfig, ServedModel
+from devil.client.audits import prepare
 from devil.client.documents import ServedLayer
 from devil.client.service import TIMEOUT_SECONDS
 from devil.config import DecodingConfig
@@ -215,6 +216,7 @@ def audit(options: Audit) -> None:
     """Start an audit, or find it again; wait, and fetch its results."""
     if (options.id is None) == (options.images is None):
         raise ConfigError("give either a folder or archive of pictures, or --id.")
+    prepare(Path(options.output), options.id)
     with connected(options) as client:
         if options.id is not None:
             found = client.audits

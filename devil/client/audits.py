@@ -165,16 +165,27 @@ def claim(folder: Path, audit: Audit) -> None:
         DataError: it holds something else.
         StorageError: it cannot be used.
     """
-    record = folder / RECORD
+    prepare(folder, audit.id)
+    with storage(str(folder)):
+        write_json(folder / RECORD, asdict(audit))
+
+
+def prepare(folder: Path, id: str | None) -> None:
+    """Make a folder for the results of an audit, or of one that is yet to be started.
+
+    Raises:
+        DataError: it holds something else.
+        StorageError: it cannot be used.
+    """
+    whose = "a new audit" if id is None else f"audit {id}"
     with storage(str(folder)):
         (folder / "errors").mkdir(parents=True, exist_ok=True)
         others = [path.name for path in folder.iterdir() if path.name != "errors"]
-        if others and _id_in(record) != audit.id:
+        if others and (id is None or _id_in(folder / RECORD) != id):
             raise DataError(
-                f"{folder} holds something else than the results of audit {audit.id} "
+                f"{folder} holds something else than the results of {whose} "
                 f"({', '.join(sorted(others)[:3])}); choose another folder."
             )
-        write_json(record, asdict(audit))
 
 
 def _id_in(record: Path) -> str | None:
