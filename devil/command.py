@@ -22,10 +22,11 @@ import tyro
 
 from devil.cli import exit_on_error, start_logging
 from devil.client import Client, RetryConfig, ServedModel
+from devil.client.audits import prepare
 from devil.client.documents import ServedLayer
 from devil.client.service import TIMEOUT_SECONDS
 from devil.config import DecodingConfig
-from devil.errors import ConfigError, ServiceError
+from devil.errors import ConfigError, DevilError, ServiceError
 from devil.explanation import Explanation
 from devil.report.table import ReportTable
 from devil.report.text import explanation_text
@@ -215,6 +216,7 @@ def audit(options: Audit) -> None:
     """Start an audit, or find it again; wait, and fetch its results."""
     if (options.id is None) == (options.images is None):
         raise ConfigError("give either a folder or archive of pictures, or --id.")
+    prepare(Path(options.output), options.id)
     with connected(options) as client:
         if options.id is not None:
             found = client.audits
@@ -224,15 +226,16 @@ def audit(options: Audit) -> None:
         again = f"devil audit --server {options.server} --output {options.output} --id {id}"
         try:
             ended = client.audits.wait(id)
-        except KeyboardInterrupt:
-            print(f"The audit goes on. To wait for it again: {again}", file=sys.stderr)
+            finished = ended.state == "finished"
+            report = client.audits.results(id, options.output) if finished else None
+        except (KeyboardInterrupt, DevilError):
+            print(f"An audit goes on by itself. To wait for it again: {again}", file=sys.stderr)
             raise
-        if ended.state != "finished":
+        if report is None:
             raise ServiceError(
                 f"audit {id} ended as {ended.state}: {ended.problem or 'no reason is given'}. "
                 f"To let it go on: {again} --resume"
             )
-        report = client.audits.results(id, options.output)
     print(f"{ended.progress.explained} pictures explained, {ended.progress.failed} failed")
     for reason, count in ended.progress.failures.items():
         print(f"  {count} {reason}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
@@ -19,14 +19,14 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     A failure leaves what was there before, and nothing else. The folder must exist.
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    file = open(temporary, "xb")  # as the process's mask says, which only setting it would tell
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             yield file
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -49,10 +49,3 @@ def write_json(
 def really_inside(path: str | PathLike[str], folder: str | PathLike[str]) -> bool:
     """Whether a path lies in a folder when links are followed; the folder's path has none."""
     return Path(os.path.realpath(path)).is_relative_to(folder)
-
-
-def _umask() -> int:
-    """The process's mask for new files, which `mkstemp` does not apply."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

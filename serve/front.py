@@ -2,13 +2,16 @@
 
 The proxy reads headers of its own making from whoever sends them: one sets how long it waits, and
 bytes that are no UTF-8 in an id end in an error 500. `Front` takes these away before the proxy
-sees them, and turns the proxy's plain-text errors into problem documents. Ray puts it there if
+sees them, and turns the proxy's plain-text errors into problem documents; while no application is
+there yet, as when the service starts again, a 404 becomes a 503. Ray puts it there if
 
     RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=serve.front:layers
 
 is in the environment in which Ray starts, as `make serve` and the cluster's manifests have it. The
 application works without; who may ask is checked behind the proxy (`serve.access`) either way.
 """
+
+import json
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -27,6 +30,7 @@ OF_RAY = {
 """Headers that steer Ray's proxy, with `_` for `-`, which it takes alike."""
 OWN_PATHS = "/-/"
 """Ray's own: whether the proxy lives, and which applications it knows; programs read them."""
+ROUTES = OWN_PATHS + "routes"
 DETAILS = {
     404: "There is no application at this address.",
     408: "The request took too long; try again with less.",
@@ -48,7 +52,7 @@ class Front:
             return
         scope = {**scope, "headers": cleaned(scope["headers"])}
         if scope["type"] == "http" and not scope["path"].startswith(OWN_PATHS):
-            send = _Rewriting(scope, receive, send)
+            send = _Rewriting(self.app, scope, receive, send)
         await self.app(scope, receive, send)
 
 
@@ -70,8 +74,8 @@ def cleaned(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
 class _Rewriting:
     """Passes on a response, or a problem document in the place of the proxy's plain text."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
+    def __init__(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        self._app, self._scope, self._receive, self._send = app, scope, receive, send
         self._replaced = False
 
     async def __call__(self, message: Message) -> None:
@@ -85,6 +89,8 @@ class _Rewriting:
             await self._send(message)
 
     async def _answer(self, status: int, headers: Headers) -> None:
+        if status == 404 and not await self._is_routed():
+            status = 503
         if status >= 500 and status not in DETAILS:
             refusal = internal_error()
         else:
@@ -92,6 +98,20 @@ class _Rewriting:
         kept = {REQUEST_ID: headers[REQUEST_ID]} if REQUEST_ID in headers else {}
         response = problem_response(refusal, HEADERS | kept)
         await response(self._scope, self._receive, self._send)
+
+    async def _is_routed(self) -> bool:
+        """Whether the proxy knows any application; it says so under an address of its own."""
+        status, body = 0, b""
+
+        async def send(message: Message) -> None:
+            nonlocal status, body
+            status = message.get("status", status)
+            body += message.get("body", b"")
+
+        path = self._scope.get("root_path", "") + ROUTES
+        asked = {**self._scope, "method": "GET", "path": path, "headers": []}
+        await self._app(asked, self._receive, send)
+        return status == 200 and bool(json.loads(body))
 
 
 def layers() -> list[Middleware]:

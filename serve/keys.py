@@ -156,6 +156,7 @@ class Keys:
         """
         self._file = file
         self._seen: object = None
+        self._complaint: object = None
         self._looked = float("-inf")
         self.configured = bool(file or environment.get(ENVIRONMENT))
         """Whether keys are asked for; a file without any lets nobody in."""
@@ -190,17 +191,19 @@ class Keys:
         if not self._file or time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
+        state = None
         try:
             state = self._state()
             if state == self._seen:
                 return
-            self._seen = state
             keys, wrong = read_keys(self._file)
         except (OSError, ConfigError) as error:
-            if self._seen is not None:  # said once
+            self._seen = None  # tried again each time, for the disk may be to blame
+            if self._complaint != (complaint := (state, str(error))):
                 logger.error("the keys that were read before stay: %s", error)
-            self._seen = None
+            self._complaint = complaint
             return
+        self._seen, self._complaint = state, None
         for text in wrong:
             logger.error(text)
         self._keys = keys

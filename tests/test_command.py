@@ -167,15 +167,47 @@ def test_audit(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         sent = form(server.asked[0])
         assert sent["queries"] == [b"dog"] and sent["dense"] == [b"false"] and "archive" in sent
         main(["audit", "--id", "a1", *where])
-        main(["audit", "s3://bucket/photos", *where])
+        main(["audit", "s3://bucket/photos", *where[:-1], str(tmp_path / "another")])
         posts = [asked for asked in server.asked if asked.method == "POST"]
         assert len(posts) == 2 and json.loads(posts[1].body)["images"] == "s3://bucket/photos"
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
-            main(["audit", "--id", "a2", *where])
+            main(["audit", "--id", "a2", *where[:-1], str(tmp_path / "failed")])
     assert exit.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: audit a2 ended as failed: no disk") and "--resume" in error
+
+
+def test_an_audit_that_is_not_seen_to_its_end_is_found_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("devil.client.audits.AWAY_SECONDS", 0)
+    script = [document(audit()), problem(503, "away")]
+    script += [document(audit()), finished(), finished(), problem(500, "no file")]
+    with scripted(script) as server:
+        where = ["--server", server.address, "--output", str(tmp_path / "audit"), "--tries", "1"]
+        for reason in ("away", "no file"):
+            with pytest.raises(SystemExit) as exit:
+                main(["audit", "s3://bucket/photos", *where])
+            assert exit.value.code == 1
+            *_, hint, error = capsys.readouterr().err.splitlines()
+            assert f"--output {tmp_path / 'audit'} --id a1" in hint
+            assert error.startswith(f"error: {reason}")
+
+
+@pytest.mark.parametrize("place", ["mine", "mine/notes.txt"])
+def test_an_output_that_cannot_be_used_begins_no_audit(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    output = str(tmp_path / place)
+    with scripted([]) as server:
+        for asked in (["s3://bucket/photos"], ["--id", "a1"]):
+            with pytest.raises(SystemExit):
+                main(["audit", *asked, "--server", server.address, "--output", output])
+            assert output in capsys.readouterr().err
+    assert not server.asked
 
 
 def test_models(here: Path, model: DeViL, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,9 @@ Written once for both clients; `devil.client.blocking.Audits` has the documentat
 """
 
 import json
+import logging
 import re
+import time
 from dataclasses import asdict, replace
 from os import PathLike
 from pathlib import Path
@@ -17,6 +19,7 @@ from devil.client.calls import Call, File, address, get
 from devil.client.connection import Connection, whole
 from devil.client.documents import Audit, read_audit, read_audits
 from devil.client.options import AuditOptions, form_fields, json_fields
+from devil.client.retries import PASSING
 from devil.client.uploads import open_upload
 from devil.errors import ConfigError, DataError, ServiceError
 from devil.files import write_json
@@ -26,9 +29,15 @@ POLL_SECONDS = 2.0
 STOPPED = "stopped"
 RESTART_SECONDS = 60.0
 """An audit is stopped while its service starts again, and goes on by itself soon after."""
+AWAY_SECONDS = 600.0
+"""As long `wait` goes on asking a service that does not answer, as while it starts again."""
+GONE = "There is no such audit."
+"""What the service says of an audit that it does not have."""
 RECORD = "served_audit.json"
 """In the folder of the results: whose they are."""
 FILE_NAME = re.compile(r"(errors/)?part-[^/\\\x00-\x1f]+\.parquet|index\.html")
+
+logger = logging.getLogger(__name__)
 
 
 class AsyncAudits:
@@ -73,14 +82,20 @@ class AsyncAudits:
 
     async def wait(self, id: str, *, bar: bool = True, poll_seconds: float = POLL_SECONDS) -> Audit:
         """See `Audits.wait`."""
-        stopped = 0
+        stopped, heard = 0, time.monotonic()
         with ProgressBar(id, shown=bar) as progress:
             while True:
-                audit = await self.status(id)
-                progress.show(audit)
-                stopped = stopped + 1 if audit.state == STOPPED else 0
-                if audit.ended and (not stopped or stopped * poll_seconds > RESTART_SECONDS):
-                    return audit
+                try:
+                    audit = await self.status(id)
+                    heard = time.monotonic()
+                    progress.show(audit)
+                    stopped = stopped + 1 if audit.state == STOPPED else 0
+                    if audit.ended and (not stopped or stopped * poll_seconds > RESTART_SECONDS):
+                        return audit
+                except ServiceError as error:
+                    if not is_away(error) or time.monotonic() - heard > AWAY_SECONDS:
+                        raise
+                    logger.warning("%s Audits go on meanwhile; asking again.", error)
                 await self._connection.transport.sleep(poll_seconds)
 
     async def results(self, id: str, folder: str | PathLike[str]) -> Path:
@@ -111,7 +126,7 @@ class AsyncAudits:
 
     async def delete(self, id: str) -> None:
         """See `Audits.delete`."""
-        call = Call(method="DELETE", path=address("audits", id), gone=True)
+        call = Call(method="DELETE", path=address("audits", id), gone=GONE)
         await self._connection.ask(call, whole)
 
 
@@ -136,6 +151,13 @@ class ProgressBar:
         self._bar.refresh()
 
 
+def is_away(error: ServiceError) -> bool:
+    """Whether the service did not answer, but nothing, or what stands before it."""
+    if error.status == 404:
+        return error.detail != GONE
+    return error.status is None or error.status in PASSING
+
+
 def claim(folder: Path, audit: Audit) -> None:
     """Make a folder that of an audit's results, and write down what the audit is.
 
@@ -143,16 +165,27 @@ def claim(folder: Path, audit: Audit) -> None:
         DataError: it holds something else.
         StorageError: it cannot be used.
     """
-    record = folder / RECORD
+    prepare(folder, audit.id)
+    with storage(str(folder)):
+        write_json(folder / RECORD, asdict(audit))
+
+
+def prepare(folder: Path, id: str | None) -> None:
+    """Make a folder for the results of an audit, or of one that is yet to be started.
+
+    Raises:
+        DataError: it holds something else.
+        StorageError: it cannot be used.
+    """
+    whose = "a new audit" if id is None else f"audit {id}"
     with storage(str(folder)):
         (folder / "errors").mkdir(parents=True, exist_ok=True)
         others = [path.name for path in folder.iterdir() if path.name != "errors"]
-        if others and _id_in(record) != audit.id:
+        if others and (id is None or _id_in(folder / RECORD) != id):
             raise DataError(
-                f"{folder} holds something else than the results of audit {audit.id} "
+                f"{folder} holds something else than the results of {whose} "
                 f"({', '.join(sorted(others)[:3])}); choose another folder."
             )
-        write_json(record, asdict(audit))
 
 
 def _id_in(record: Path) -> str | None:

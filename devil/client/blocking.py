@@ -176,12 +176,15 @@ class Audits:
         """An audit when it has ended, well or not.
 
         One that is stopped may go on by itself when its service has started again, so it is waited
-        for a minute longer.
+        for a minute longer. A service that does not answer is asked again for ten minutes.
 
         Args:
             id: of the audit.
             bar: show a progress bar.
             poll_seconds: how often the service is asked.
+
+        Raises:
+            ServiceError: there is no such audit, or no answer in all that time.
         """
         return finish(self._audits.wait(id, bar=bar, poll_seconds=poll_seconds))
 

@@ -29,8 +29,9 @@ class Call:
     path: str
     repeatable: bool = True
     """It may be sent again although the service might have done it."""
-    gone: bool = False
-    """It removes something, so a repetition that finds nothing has succeeded."""
+    gone: str | None = None
+    """It removes something: what the service says, with 404, where there is nothing. A repetition
+    that hears this has succeeded; another 404 is a proxy's, and says nothing."""
     accept: str = "application/json"
     json: Mapping[str, Any] | None = None
     form: Mapping[str, list[str]] | None = None

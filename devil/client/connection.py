@@ -113,7 +113,8 @@ class Connection:
                 async with self.answered(call) as answer:
                     return await read(answer)
             except Failed as failed:
-                if call.gone and tries.made and failed.error.status == 404:
+                found = failed.error
+                if tries.made and found.status == 404 and found.detail == call.gone:
                     return None
                 wait = tries.wait_after(failed, call)
                 told(failed, wait)

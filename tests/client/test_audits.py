@@ -21,6 +21,7 @@ from scripted_server import (
 )
 
 from devil.client import Client, RetryConfig
+from devil.client.audits import GONE
 from devil.client.transports import BlockingTransport
 from devil.client.uploads import open_upload
 from devil.errors import ConfigError, DataError, ServiceError
@@ -151,6 +152,28 @@ def test_an_audit_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "32/40" in shown and "running, 2 failed" in shown
 
 
+def test_a_service_that_starts_again_is_waited_for() -> None:
+    away = [CUT] * (FAST.tries + 1) + [Reply(status=404)] + [Reply(status=502)] * FAST.tries
+    script = [document(audit("running")), *away, document(audit("finished"))]
+    with scripted(script * 2) as server:
+        for found in both(server.address, lambda c: c.audits.wait("a1", poll_seconds=0.01)):
+            assert found.state == "finished", found
+    assert len(server.asked) == 2 * len(script)
+
+
+@pytest.mark.parametrize(
+    ("answer", "away_seconds"),
+    [(problem(404, GONE), 600), (problem(401), 600), (problem(422), 600), (Reply(status=404), 0)],
+    ids=["gone", "no key", "refused", "away for too long"],
+)
+def test_waiting_ends(answer: Reply, away_seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("devil.client.audits.AWAY_SECONDS", away_seconds)
+    with scripted([answer] * 2) as server:
+        for found in both(server.address, lambda c: c.audits.wait("a1", poll_seconds=0.01)):
+            assert isinstance(found, ServiceError) and found.status in (404, 401, 422)
+    assert len(server.asked) == 2
+
+
 def test_an_audit_that_stays_stopped_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("devil.client.audits.RESTART_SECONDS", 0.025)
     with scripted([document(audit("stopped"))] * 3) as server, Client(server.address) as client:
@@ -216,7 +239,7 @@ def test_results_of_two_audits_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_audits_are_listed_and_removed() -> None:
-    script = [document({"audits": [audit()]}), CUT, problem(404), problem(404)]
+    script = [document({"audits": [audit()]}), CUT, problem(404, GONE), problem(404, GONE)]
     with scripted(script) as server, Client(server.address, retry=FAST) as client:
         (found,) = client.audits.list(limit=1, before="a&2")
         assert found.progress.pictures == 4
@@ -224,3 +247,15 @@ def test_audits_are_listed_and_removed() -> None:
         with pytest.raises(ServiceError):
             client.audits.delete("a1")
     assert server.asked[0].path == "/v1/audits?limit=1&before=a%262"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [problem(404, "There is no application at this address."), Reply(status=404, body=b"Path '/'")],
+    ids=["front", "proxy"],
+)
+def test_a_404_that_is_not_the_services_removes_nothing(answer: Reply) -> None:
+    with scripted([problem(503), answer] * 2) as server:
+        for found in both(server.address, lambda client: client.audits.delete("a1")):
+            assert isinstance(found, ServiceError) and found.status == 404
+    assert len(server.asked) == 4

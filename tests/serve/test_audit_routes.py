@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from job_server import Server
 
 from devil.audit_parts import Part
+from devil.client.audits import GONE
 from devil.errors import ModelFolderError
 from serve import audit_job, audit_maker, auditing
 from serve.audit_folder import AuditFolder, End
@@ -114,7 +115,8 @@ def test_an_audit_of_an_address_from_its_beginning_to_its_end(service: Service) 
     problem(service.client.get(f"{path}/files/part-9.parquet"), 404, "no such file")
     problem(service.client.post(f"{path}/resume"), 409, "The audit is finished")
     assert service.client.delete(path).status_code == 204
-    problem(service.client.get(path), 404, "no such audit")
+    problem(service.client.get(path), 404, GONE)
+    problem(service.client.delete(path), 404, GONE)
 
 
 def test_an_upload_is_unpacked(service: Service) -> None:

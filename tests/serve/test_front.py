@@ -29,9 +29,13 @@ def answered(
     return start["status"], found, b"".join(part["body"] for part in parts)
 
 
-def giving(response: Response) -> ASGIApp:
+def giving(response: Response, routes: Response | None = None) -> ASGIApp:
+    """A proxy that knows one application, or what `routes` says."""
+    routes = routes or JSONResponse({"/": "devil"})
+
     async def proxy(scope: Scope, receive: Receive, send: Send) -> None:
-        await response(scope, receive, send)
+        given = routes if scope["path"] == "/-/routes" else response
+        await given(scope, receive, send)
 
     return proxy
 
@@ -76,6 +80,18 @@ def test_plain_errors_become_problem_documents(status: int, says: bytes) -> None
     assert headers["x-request-id"] == "abc" and int(headers["content-length"]) == len(body)
     assert ("retry-after" in headers) == (status in (429, 503))
     assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [JSONResponse({}), PlainTextResponse("Route table is not populated yet.", 503)],
+    ids=["none", "not yet"],
+)
+def test_no_application_yet_is_no_404(routes: Response) -> None:
+    """Whoever deletes something takes a 404 for success."""
+    missing = PlainTextResponse("Path '/v1/audits/a1' not found. Ping", 404)
+    found, headers, body = answered(giving(missing, routes))
+    assert found == 503 and b"not ready" in body and int(headers["retry-after"]) > 0
 
 
 def test_all_else_passes_as_it_is() -> None:

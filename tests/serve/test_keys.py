@@ -75,6 +75,27 @@ def test_the_file_is_read_again_when_it_changes(
     assert found.configured and found.owner(bob) is None
 
 
+@pytest.mark.parametrize("damage", ["everyone may write", "cannot be read", "No such file"])
+def test_a_file_that_cannot_be_used_is_told_once(
+    damage: str, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alice = add_key(file, "alice")
+    whole = file.read_text()
+    found = Keys(str(file), NONE)
+    for number in (1, 2):  # of times that the file is damaged
+        if damage == "No such file":
+            file.unlink()
+        else:
+            file.write_bytes(b"#" * number if damage == "everyone may write" else b"\xff" * number)
+            file.chmod(0o602 if damage == "everyone may write" else 0o600)
+        for _ in range(3):
+            assert found.owner(alice) == "alice"
+        assert caplog.text.count(damage) == number
+        file.write_text(whole)
+        file.chmod(0o600)
+        assert found.owner(alice) == "alice" and "was read again" in caplog.text
+
+
 def test_a_secret_of_kubernetes_changes_behind_its_link(tmp_path: Path) -> None:
     """keys.txt → ..data/keys.txt, ..data → a folder that goes away with the next version."""
     (tmp_path / "model").mkdir()
