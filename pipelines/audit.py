@@ -27,6 +27,7 @@ from devil.data.pictures import Picture, Unit, list_units, pictures
 from devil.data.webdataset import expected_samples
 from devil.explanation import Explanation
 from devil.files import write_json
+from devil.lock import Lock
 from devil.model import DeViL
 from devil.report.page import write_report
 from pipelines.cli import absolute, run_script
@@ -35,7 +36,9 @@ from pipelines.runs import claim_run
 
 logger = logging.getLogger("audit")
 
-RUN, PLAN = "audit.json", "plan.json"
+RUN, PLAN, LOCK = "audit.json", "plan.json", "audit.lock"
+STALE_MINUTES = 2.0
+"""A job on another machine that has been silent for longer is gone."""
 FORMAT_VERSION = 3
 """Of the parts; an audit does not go on with those of another."""
 
@@ -96,6 +99,7 @@ def audit(options: AuditOptions) -> Path:
     Raises:
         ModelFolderError, LayerError, QueryError, DataError: an input cannot be used.
         ConfigError: the output folder belongs to an audit with other options.
+        LockError: another audit into this folder is running.
     """
     output = Path(options.output)
     list_units(options.images)
@@ -103,6 +107,12 @@ def audit(options: AuditOptions) -> Path:
     check_request(model, options.audit, options.decoding)
     model_name, version = model.name, model.version
     del model
+    # A job that was lost is started anew at once, on another machine, and waits for its lock.
+    with Lock(output / LOCK, stale_minutes=STALE_MINUTES, patient=True):
+        return _audit(options, output, model_name, version)
+
+
+def _audit(options: AuditOptions, output: Path, model_name: str, version: str) -> Path:
     claim_run(output / RUN, _run_description(options, version))
     (output / "errors").mkdir(exist_ok=True)
     parts = finished_parts(str(output))

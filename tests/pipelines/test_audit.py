@@ -21,10 +21,11 @@ from devil.audit import (
 from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
 from devil.data.pictures import PIXEL_BYTES, Failure, Picture, list_units, pictures
-from devil.errors import ConfigError, DataError, LayerError, QueryError
+from devil.errors import ConfigError, DataError, LayerError, LockError, QueryError
 from devil.images import open_image
+from devil.lock import Lock
 from devil.model import DeViL
-from pipelines.audit import PLAN, RUN, AuditOptions, _known_pictures, audit, audited
+from pipelines.audit import LOCK, PLAN, RUN, AuditOptions, _known_pictures, audit, audited
 from pipelines.pool import PoolConfig
 from pipelines.runs import claim_run
 
@@ -231,6 +232,13 @@ def test_requests_that_cannot_work_are_refused_before_any_picture(
     claim_run(tmp_path / "report" / RUN, {"audit": "of something else"})
     with pytest.raises(ConfigError, match="another audit"):
         audit(options(model_folder, tmp_path, audit=AuditConfig(queries=("star",))))
+
+
+def test_two_audits_into_one_folder_are_kept_apart(model_folder: Path, tmp_path: Path) -> None:
+    photos(tmp_path, 1)
+    with Lock(tmp_path / "report" / LOCK), pytest.raises(LockError, match="is held by"):
+        audit(options(model_folder, tmp_path))
+    assert not (tmp_path / "report" / RUN).exists()
 
 
 def test_units_of_a_folder_and_of_shards(tmp_path: Path) -> None:
