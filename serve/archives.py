@@ -215,6 +215,8 @@ def _zip_entries(archive: "_Bounded", limits: ArchiveLimits) -> Iterator[_Entry]
             kind = stat.S_IFMT(info.external_attr >> 16)
             if not info.filename:
                 raise ArchiveError("an entry has no name")
+            if not 0 <= info.header_offset < found.start_dir:  # a file cannot be sought there
+                raise ArchiveError(f"{shown(info.filename)} lies outside of the archive")
             if info.is_dir():
                 yield _Entry(info.filename, None)
                 continue

@@ -325,6 +325,23 @@ def test_a_zip_with_an_entry_without_a_name(tmp_path: Path) -> None:
         unpacked(archive.replace(b"name", b"\0ame"), tmp_path)
 
 
+@pytest.mark.parametrize("place", [0x7FFFFFFF, -0x40])
+def test_an_entry_that_lies_elsewhere(place: int, tmp_path: Path) -> None:
+    """In a file on a disk: a place before its beginning is an error of the system there."""
+    content = bytearray(zipped([("a.jpg", b"x")]))
+    if place > 0:
+        struct.pack_into("<L", content, content.rfind(b"PK\x01\x02") + 42, place)
+    else:  # the list says that it begins later, so that all places are counted from before
+        end = content.rfind(b"PK\x05\x06")
+        struct.pack_into(
+            "<L", content, end + 16, struct.unpack_from("<L", content, end + 16)[0] - place
+        )
+    (tmp_path / "a.zip").write_bytes(content)
+    with open(tmp_path / "a.zip", "rb") as file:
+        with pytest.raises(ArchiveError, match="lies outside"):
+            unpack(file, tmp_path / "out", LIMITS)
+
+
 @settings(max_examples=300)
 @given(
     st.sampled_from(SEEDS),
