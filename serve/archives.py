@@ -30,6 +30,8 @@ DIRECTORY_BYTES = 160
 SECONDS = 1800.0
 """An archive that takes longer is refused: 100,000 pictures at 18 ms each do not."""
 NAME_BYTES, PATH_BYTES, DEPTH = 240, 1000, 32
+DIRECTORY_MARK = b"PK\x01\x02"
+"""Before each entry in a zip's directory."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Others can ask for gigabytes of memory before the first byte comes out."""
 ENCRYPTED = 1
@@ -239,7 +241,7 @@ class _Bounded:
     """
 
     def __init__(self, file: IO[bytes], limits: ArchiveLimits) -> None:
-        self.file = file
+        self.file, self.limits = file, limits
         self.longest = max(HEADER_BYTES, DIRECTORY_BYTES * limits.entries)
         self.until = time.monotonic() + SECONDS
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
@@ -250,7 +252,11 @@ class _Bounded:
             raise ArchiveError("the archive's list of entries, or a header in it, is too long")
         if time.monotonic() > self.until:
             raise ArchiveError(f"the archive is not unpacked after {SECONDS:g} s; send it in parts")
-        return self.file.read(size)
+        content = self.file.read(size)
+        # A zip's directory alone is read in so long a piece; zipfile makes objects of all of it.
+        if size > HEADER_BYTES and content.count(DIRECTORY_MARK) > self.limits.entries:
+            raise ArchiveError(f"the archive holds more than {self.limits.entries:,} entries")
+        return content
 
 
 def _tar_entries(archive: "_Bounded | gzip.GzipFile", limits: ArchiveLimits) -> Iterator[_Entry]:

@@ -254,6 +254,18 @@ def test_a_zip_with_an_endless_directory_is_not_read(tmp_path: Path) -> None:
         unpacked(bytes(archive), tmp_path)
 
 
+def test_a_zip_with_too_long_a_directory_is_not_unpacked_in_part(tmp_path: Path) -> None:
+    limits = ArchiveLimits(pictures=7000, entries=7000, bytes=100_000)
+    archive = bytearray(zipped([("a.jpg", b"x")]))
+    start, end = archive.rfind(b"PK\x01\x02"), archive.rfind(b"PK\x05\x06")
+    directory = bytes(archive[start:end]) * 21_000
+    archive[start:end] = directory
+    struct.pack_into("<L", archive, start + len(directory) + 12, len(directory))
+    with pytest.raises(ArchiveError, match="more than 7,000 entries"):
+        unpacked(bytes(archive), tmp_path, limits)
+    assert written(tmp_path) == {}
+
+
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
 def test_a_tar_with_an_endless_header_is_not_read(mode: str, tmp_path: Path) -> None:
     archive = tarred([("a.jpg", b"")], mode, pax_headers={"comment": "x" * 3_000_000})
