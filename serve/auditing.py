@@ -58,12 +58,15 @@ class Auditing:
         self.audits = Audits(settings.state, Jobs(settings.audit_dashboard))
         self._maker = AuditMaker(settings, self.audits)
         self._uploads = 0
+        self._starting = 0
+        self._looking = asyncio.Lock()
         self._changing: set[str] = set()
 
     async def create(self, request: Request, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits`."""
         await _thread(self.audits.jobs.check)  # before a long upload
-        await self._check_room()
+        async with self._room():
+            pass
         if self._uploads >= self.settings.max_uploads:
             raise ProblemError(
                 429, f"{self._uploads} uploads are coming in, as many as allowed; try again later."
@@ -71,8 +74,8 @@ class Auditing:
         self._uploads += 1
         try:
             body = await self._body(request)
-            await self._check_room()  # an upload takes its time
-            name = await self._make(body)
+            async with self._room():  # an upload takes its time
+                name = await self._make(body)
         finally:
             self._uploads -= 1
         response.headers["Location"] = f"/v1/audits/{name}"
@@ -82,11 +85,20 @@ class Auditing:
         """What is answered once the job runs: no error, which would have it started twice."""
         return await _thread(lambda: self.audits.document(name, begun=True))
 
-    async def _check_room(self) -> None:
-        if (active := await _thread(self.audits.active)) >= self.settings.max_audits:
-            raise ProblemError(
-                429, f"{active} audits run or wait, as many as allowed; try again later."
-            )
+    @asynccontextmanager
+    async def _room(self) -> AsyncIterator[None]:
+        """Keep the place of an audit that is started inside, if there is one for it."""
+        async with self._looking:  # so that what begins to start meanwhile is not missed
+            active = self._starting + await _thread(self.audits.active)
+            if active >= self.settings.max_audits:
+                raise ProblemError(
+                    429, f"{active} audits run or wait, as many as allowed; try again later."
+                )
+            self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
 
     async def _body(self, request: Request) -> AuditBody:
         seconds = self.settings.upload_seconds
@@ -148,8 +160,8 @@ class Auditing:
             state = (await _thread(self.audits.state, audit)).state
             if state not in ("stopped", "failed"):
                 raise ProblemError(409, f"The audit is {state}; only stopped or failed ones go on.")
-            await self._check_room()
-            await _thread(self.audits.start, audit)
+            async with self._room():
+                await _thread(self.audits.start, audit)
         response.headers["Location"] = f"/v1/audits/{audit}"
         return await self._begun(audit)
 

@@ -2,8 +2,11 @@
 
 import io
 import json
+import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +156,26 @@ def test_only_so_many_audits_run(service: Service) -> None:
     assert service.client.delete(f"/v1/audits/{third}").status_code == 204
     assert service.client.post(f"/v1/audits/{first}/resume").status_code == 202
     assert service.jobs.asked[-1] == f"audit-{first}-2"
+
+
+def test_only_so_many_audits_are_started_at_once(service: Service) -> None:
+    names = [service.begun(), service.begun()]
+    for name in names:
+        service.jobs.known[f"audit-{name}-1"] = Job("failed", 1)
+    service.begun()
+    submit, both = service.jobs.submit, threading.Barrier(2)
+
+    def late(*arguments: Any) -> None:
+        with suppress(threading.BrokenBarrierError):  # one waits in vain, for no other is started
+            both.wait(2)
+        submit(*arguments)
+
+    service.jobs.submit = late  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        paths = [f"/v1/audits/{name}/resume" for name in names]
+        answers = list(pool.map(service.client.post, paths))
+    assert sorted(answer.status_code for answer in answers) == [202, 429]
+    assert service.audits.active() == 2 and service.auditing._starting == 0
 
 
 def test_only_so_many_uploads_come_in(service: Service) -> None:
