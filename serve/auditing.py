@@ -9,9 +9,10 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,7 @@ class Auditing:
         self._starting = 0
         self._looking = asyncio.Lock()
         self._changing: set[str] = set()
+        self._lock = threading.Lock()
 
     async def create(self, request: Request, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits`."""
@@ -156,7 +158,7 @@ class Auditing:
 
     async def resume(self, audit: str, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits/{audit}/resume`."""
-        async with self._alone(audit):
+        with self._alone(audit):
             state = (await _thread(self.audits.state, audit)).state
             if state not in ("stopped", "failed"):
                 raise ProblemError(409, f"The audit is {state}; only stopped or failed ones go on.")
@@ -167,16 +169,17 @@ class Auditing:
 
     async def delete(self, audit: str) -> Response:
         """Answer `DELETE /v1/audits/{audit}`."""
-        async with self._alone(audit):
+        with self._alone(audit):
             if not await _thread(self.audits.delete, audit, STOP_SECONDS):
                 raise ProblemError(503, "The audit's job has not stopped yet; try again.")
         return Response(status_code=204)
 
-    @asynccontextmanager
-    async def _alone(self, audit: str) -> AsyncIterator[None]:
-        if audit in self._changing:
-            raise ProblemError(409, "The audit is being resumed or deleted by another request.")
-        self._changing.add(audit)
+    @contextmanager
+    def _alone(self, audit: str) -> Iterator[None]:
+        with self._lock:  # requests are in the loop's thread, what goes on is in another
+            if audit in self._changing:
+                raise ProblemError(409, "The audit is being resumed or deleted already.")
+            self._changing.add(audit)
         try:
             yield
         finally:
@@ -213,8 +216,11 @@ class Auditing:
         self.audits.jobs.check()  # only a server that answers can say that a job is gone
         for name in self.audits.names():
             try:
-                self._go_on_with(name)
+                with self._alone(name):
+                    self._go_on_with(name)
             except (UnknownAuditError, FileNotFoundError):  # removed this moment
+                continue
+            except ProblemError:  # a request does what was to be done
                 continue
             except JobServerError:
                 raise
@@ -224,9 +230,7 @@ class Auditing:
     def _go_on_with(self, name: str) -> None:
         if self.audits.folder(name).cancelled:
             self.audits.delete(name, STOP_SECONDS)
-        elif name in self._changing or not self.settings.resume_audits:
-            return
-        elif self.audits.is_lost(name):
+        elif self.settings.resume_audits and self.audits.is_lost(name):
             logger.info("audit %s goes on", name)
             self.audits.start(name, by_itself=True)
 

@@ -266,6 +266,33 @@ def test_an_audit_that_kills_its_job_is_given_up(service: Service) -> None:
     assert len(service.jobs.asked) == 3 + FRUITLESS
 
 
+def test_an_audit_that_goes_on_by_itself_is_not_resumed_beside(service: Service) -> None:
+    name = service.begun()
+    service.jobs.known.clear()
+    submit = service.jobs.submit
+    answers: list[httpx.Response] = []
+
+    def during(*arguments: Any) -> None:
+        service.jobs.submit = submit  # type: ignore[method-assign]
+        answers.append(service.client.post(f"/v1/audits/{name}/resume"))
+        answers.append(service.client.delete(f"/v1/audits/{name}"))
+        submit(*arguments)
+
+    service.jobs.submit = during  # type: ignore[method-assign]
+    service.auditing._go_on_now()
+    for answer in answers:
+        problem(answer, 409, "being resumed or deleted already")
+    assert service.client.delete(f"/v1/audits/{name}").status_code == 204
+
+
+def test_what_a_request_changes_does_not_go_on_by_itself(service: Service) -> None:
+    name = service.begun()
+    service.jobs.known.clear()
+    with service.auditing._alone(name):
+        service.auditing._go_on_now()
+    assert len(service.jobs.asked) == 1
+
+
 def test_what_the_job_writes_down(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     folder: AuditFolder = service.audits.folder(service.begun())
     monkeypatch.setattr(audit_job, "audit", lambda options: None)
