@@ -199,18 +199,18 @@ class Auditing:
         logger.warning("audits of an earlier cluster are not resumed: there is no job server")
 
     async def report(self) -> None:
-        """Keep the figure of audits by state up to date."""
+        """Keep the figure of audits by state up to date, and remove what was left half done."""
         while True:
             try:
+                await _thread(self.audits.sweep)
                 metrics.audited(await _thread(self.audits.counts))
             except ProblemError as problem:
                 logger.debug("audits are not counted: %s", problem)
             except Exception:
-                logger.exception("audits cannot be counted")
+                logger.exception("audits cannot be swept or counted")
             await asyncio.sleep(REPORT_SECONDS)
 
     def _go_on_now(self) -> None:
-        self.audits.sweep()
         if not any(self.audits.names()):
             return
         self.audits.jobs.check()  # only a server that answers can say that a job is gone

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -52,11 +53,17 @@ class Kept:
         self.folder, self.most = Path(state) / FOLDER, most
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        for half in self.folder.glob(".new-*"):  # of an application that died
-            if time.time() - half.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(half, ignore_errors=True)
+        self._sweep()
         found = [path for path in self.folder.iterdir() if ID.fullmatch(path.name)]
         self._ids = deque(path.name for path in sorted(found, key=lambda p: p.stat().st_mtime))
+
+    def _sweep(self) -> None:
+        """Remove what an application that died left half written."""
+        self._swept = time.monotonic()
+        for half in self.folder.glob(".new-*"):
+            with suppress(FileNotFoundError):  # whole this moment, and renamed
+                if time.time() - half.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(half, ignore_errors=True)
 
     def keep(self, document: bytes, picture: bytes) -> str | None:
         """Write an explanation and its picture.
@@ -82,6 +89,8 @@ class Kept:
             gone = [self._ids.popleft() for _ in range(len(self._ids) - self.most)]
         for old in gone:
             shutil.rmtree(self.folder / old, ignore_errors=True)
+        if time.monotonic() - self._swept > STALE_SECONDS:
+            self._sweep()
         return name
 
     def find(self, name: str) -> Path:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -291,6 +293,22 @@ def test_what_a_request_changes_does_not_go_on_by_itself(service: Service) -> No
     with service.auditing._alone(name):
         service.auditing._go_on_now()
     assert len(service.jobs.asked) == 1
+
+
+def test_what_another_left_half_unpacked_goes_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "REPORT_SECONDS", 0.02)
+    service = Service(tmp_path)
+    with service.client:
+        name = service.begun()
+        half, young = service.audits.incoming("old"), service.audits.incoming("young")
+        os.utime(half, (0, 0))
+        deadline = time.monotonic() + 60
+        while half.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert young.exists() and service.audits.place(name).exists()
 
 
 def test_what_the_job_writes_down(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
