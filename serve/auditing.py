@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
 from serve import audit_folder, metrics
@@ -28,6 +27,7 @@ from serve.audit_schemas import AuditDocument, AuditList, ListQuery
 from serve.audits import Audits, UnknownAuditError
 from serve.jobs import Jobs, JobServerError
 from serve.problems import ProblemError, invalid
+from serve.sending import StateFile
 from serve.settings import Settings
 
 STOP_SECONDS = 30.0
@@ -148,13 +148,15 @@ class Auditing:
     async def file(self, audit: str, name: str) -> Response:
         """Answer `GET /v1/audits/{audit}/files/{name}`."""
         found = await _thread(lambda: self.audits.folder(audit).result(name))
+        missing = ProblemError(404, "The audit has no such file; its `results` list them.", "name")
         if found is None:
-            raise ProblemError(404, "The audit has no such file; its `results` list them.", "name")
+            raise missing
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         if name != audit_folder.REPORT:
-            return FileResponse(found, media_type=PARQUET, headers=headers, filename=found.name)
+            media, filename = PARQUET, found.name
+            return StateFile(found, missing, media_type=media, headers=headers, filename=filename)
         headers["Content-Security-Policy"] = await _thread(_policy, found)
-        return FileResponse(found, media_type="text/html; charset=utf-8", headers=headers)
+        return StateFile(found, missing, media_type="text/html; charset=utf-8", headers=headers)
 
     async def resume(self, audit: str, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits/{audit}/resume`."""

@@ -114,6 +114,8 @@ def test_an_audit_of_an_address_from_its_beginning_to_its_end(service: Service) 
     assert done["state"] == "finished" and done["progress"]["explained"] == 1
     report = service.client.get(done["results"]["report"])
     assert report.text == "<p>report" and "sandbox" in report.headers["content-security-policy"]
+    beyond = service.client.get(done["results"]["report"], headers={"range": "bytes=9-"})
+    problem(beyond, 416, "the file has 9 bytes")
     part = service.client.get(done["results"]["parts"][0])
     assert pq.read_table(io.BytesIO(part.content)).column_names == ["key"]
     problem(service.client.get(f"{path}/files/part-9.parquet"), 404, "no such file")
