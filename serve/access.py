@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve import metrics
 from serve.keys import ENVIRONMENT, Keys
-from serve.problems import internal_error, problem_response, problem_responses
+from serve.problems import internal_error, problem_response, problem_responses, route_of
 from serve.schemas import Refusal
 from serve.settings import Settings
 
@@ -229,7 +229,7 @@ class _Visit:
         seconds = time.perf_counter() - self._started
         method = self._scope["method"]
         method = method if method in METHODS else "OTHER"
-        route = getattr(self._scope.get("route"), "path", None) or "none"
+        route = route_of(self._scope)
         status = self.status if self.status is not None and self.ended else GONE
         line: dict[str, Any] = {
             "id": self.id,

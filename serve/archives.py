@@ -11,6 +11,7 @@ import re
 import stat
 import struct
 import tarfile
+import time
 import zipfile
 import zlib
 from collections import Counter
@@ -26,7 +27,11 @@ HEADER_BYTES = 1 << 20
 """No header of a tar's entry is longer."""
 DIRECTORY_BYTES = 160
 """What an entry may take of a zip's directory, on average: zipfile reads it in one piece."""
+SECONDS = 1800.0
+"""An archive that takes longer is refused: 100,000 pictures at 18 ms each do not."""
 NAME_BYTES, PATH_BYTES, DEPTH = 240, 1000, 32
+DIRECTORY_MARK = b"PK\x01\x02"
+"""Before each entry in a zip's directory."""
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Others can ask for gigabytes of memory before the first byte comes out."""
 ENCRYPTED = 1
@@ -56,7 +61,7 @@ class ArchiveLimits:
 
     pictures: int
     entries: int
-    """Pictures and everything else."""
+    """Pictures and everything else, folders too."""
     bytes: int
 
 
@@ -70,7 +75,8 @@ class Unpacked(NamedTuple):
 
 class _Entry(NamedTuple):
     name: str
-    stream: IO[bytes]
+    stream: IO[bytes] | None
+    """None: a folder."""
 
 
 def unpack(archive: IO[bytes], folder: Path, limits: ArchiveLimits) -> Unpacked:
@@ -82,7 +88,8 @@ def unpack(archive: IO[bytes], folder: Path, limits: ArchiveLimits) -> Unpacked:
         limits: of all that comes out.
 
     Raises:
-        ArchiveError: it is none of these, damaged, too large, or holds a link or a bad name.
+        ArchiveError: it is none of these, damaged, too large, takes too long, or holds a link or a
+            bad name.
         OSError: the disk is full.
     """
     folder.mkdir(parents=True)
@@ -108,11 +115,12 @@ def _entries(archive: IO[bytes], limits: ArchiveLimits) -> Iterator[_Entry]:
     """The files of an archive, each open until the next is asked for."""
     start = archive.read(4)
     archive.seek(0)
+    bounded = _Bounded(archive, limits)
     if start[:2] == b"PK":
-        return _zip_entries(archive, limits)
+        return _zip_entries(bounded, limits)
     if start[:2] == b"\x1f\x8b":
-        return _tar_entries(gzip.GzipFile(fileobj=archive), limits)  # type: ignore[arg-type]
-    return _tar_entries(archive, limits)
+        return _tar_entries(gzip.GzipFile(fileobj=bounded), limits)  # type: ignore[arg-type]
+    return _tar_entries(bounded, limits)
 
 
 class _Writer:
@@ -120,23 +128,26 @@ class _Writer:
 
     def __init__(self, folder: Path, limits: ArchiveLimits) -> None:
         self.folder, self.limits = folder, limits
-        self.pictures = self.ignored = self.bytes = 0
+        self.entries = self.pictures = self.ignored = self.bytes = 0
         self.folders: set[PurePosixPath] = set()
         self.numbers: Counter[Path] = Counter()
 
     def take(self, entry: _Entry) -> None:
+        self.entries += 1
+        if self.entries > self.limits.entries:
+            raise ArchiveError(f"the archive holds more than {self.limits.entries:,} entries")
+        if entry.stream is None:
+            return
         name = plain_name(entry.name)
         picture = is_picture(name)
         self.pictures += picture
         self.ignored += not picture
-        if self.pictures + self.ignored > self.limits.entries:
-            raise ArchiveError(f"the archive holds more than {self.limits.entries:,} files")
         if self.pictures > self.limits.pictures:
             raise ArchiveError(f"the archive holds more than {self.limits.pictures:,} pictures")
         if picture:
-            self._write(entry, name)
+            self._write(entry.name, entry.stream, name)
 
-    def _write(self, entry: _Entry, name: PurePosixPath) -> None:
+    def _write(self, as_given: str, stream: IO[bytes], name: PurePosixPath) -> None:
         path = self.folder / name
         if name.parent not in self.folders:
             self.folders.update(name.parents)
@@ -146,9 +157,9 @@ class _Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(self._free(path), "xb")
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            raise ArchiveError(f"{shown(entry.name)} is a file and a folder at once") from None
+            raise ArchiveError(f"{shown(as_given)} is a file and a folder at once") from None
         with file:
-            while chunk := entry.stream.read(CHUNK):
+            while chunk := stream.read(CHUNK):
                 self.bytes += len(chunk)
                 if self.bytes > self.limits.bytes:
                     raise ArchiveError(
@@ -200,14 +211,16 @@ def shown(name: str) -> str:
     return repr(name[:100])
 
 
-def _zip_entries(archive: IO[bytes], limits: ArchiveLimits) -> Iterator[_Entry]:
-    bounded = _Bounded(archive, max(HEADER_BYTES, DIRECTORY_BYTES * limits.entries))
-    with zipfile.ZipFile(bounded) as found:  # type: ignore[arg-type]
+def _zip_entries(archive: "_Bounded", limits: ArchiveLimits) -> Iterator[_Entry]:
+    with zipfile.ZipFile(archive) as found:  # type: ignore[arg-type]
         for info in found.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if not info.filename:
                 raise ArchiveError("an entry has no name")
+            if not 0 <= info.header_offset < found.start_dir:  # a file cannot be sought there
+                raise ArchiveError(f"{shown(info.filename)} lies outside of the archive")
             if info.is_dir():
+                yield _Entry(info.filename, None)
                 continue
             if kind not in (0, stat.S_IFREG):
                 raise ArchiveError(f"{shown(info.filename)} is a link or a device")
@@ -222,25 +235,37 @@ def _zip_entries(archive: IO[bytes], limits: ArchiveLimits) -> Iterator[_Entry]:
 
 
 class _Bounded:
-    """Refuses single reads that an honest archive does not need."""
+    """Refuses single reads that an honest archive does not need, and any once the time is over.
 
-    def __init__(self, file: IO[bytes], longest: int) -> None:
-        self.file, self.longest = file, longest
+    Here, and not where something comes out: of thousands of empty gzips nothing does.
+    """
+
+    def __init__(self, file: IO[bytes], limits: ArchiveLimits) -> None:
+        self.file, self.limits = file, limits
+        self.longest = max(HEADER_BYTES, DIRECTORY_BYTES * limits.entries)
+        self.until = time.monotonic() + SECONDS
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
         self.close = lambda: None
 
     def read(self, size: int = -1) -> bytes:
         if size > self.longest:
             raise ArchiveError("the archive's list of entries, or a header in it, is too long")
-        return self.file.read(size)
+        if time.monotonic() > self.until:
+            raise ArchiveError(f"the archive is not unpacked after {SECONDS:g} s; send it in parts")
+        content = self.file.read(size)
+        # A zip's directory alone is read in so long a piece; zipfile makes objects of all of it.
+        if size > HEADER_BYTES and content.count(DIRECTORY_MARK) > self.limits.entries:
+            raise ArchiveError(f"the archive holds more than {self.limits.entries:,} entries")
+        return content
 
 
-def _tar_entries(archive: IO[bytes], limits: ArchiveLimits) -> Iterator[_Entry]:
+def _tar_entries(archive: "_Bounded | gzip.GzipFile", limits: ArchiveLimits) -> Iterator[_Entry]:
     stream = _Forward(archive, limits.bytes + 2 * 1024 * limits.entries)
     with tarfile.open(fileobj=stream, mode="r:", errorlevel=2) as found:  # type: ignore[arg-type]
         while (member := found.next()) is not None:
             found.members.clear()  # else it keeps them all
             if member.isdir():
+                yield _Entry(member.name, None)
                 continue
             if not member.isreg() or member.issparse():
                 raise ArchiveError(f"{shown(member.name)} is a link or a device, or is sparse")
@@ -256,7 +281,7 @@ class _Forward:
     Compressed streams can go back only by beginning again; tarfile goes back by one byte.
     """
 
-    def __init__(self, file: IO[bytes], most: int) -> None:
+    def __init__(self, file: "_Bounded | gzip.GzipFile", most: int) -> None:
         self.file, self.most = file, most
         self.place = self.read_to = 0
         self.last = b""

@@ -25,7 +25,7 @@ PROBLEMS: dict[tuple[str, str], tuple[int, ...]] = {
     ("GET", "/{audit}"): (404, 500, 503),
     ("POST", "/{audit}/resume"): (404, 409, 429, 500, 503),
     ("DELETE", "/{audit}"): (404, 409, 500, 503),
-    ("GET", "/{audit}/files/{name:path}"): (404, 500),
+    ("GET", "/{audit}/files/{name:path}"): (400, 404, 416, 500),
 }
 """Statuses of the problems that each route answers with."""
 ANSWERS: dict[tuple[str, str], tuple[Any, dict[str, Any] | None]] = {

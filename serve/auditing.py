@@ -9,14 +9,14 @@ import asyncio
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse
 from pydantic import ValidationError
 
 from serve import audit_folder, metrics
@@ -27,6 +27,7 @@ from serve.audit_schemas import AuditDocument, AuditList, ListQuery
 from serve.audits import Audits, UnknownAuditError
 from serve.jobs import Jobs, JobServerError
 from serve.problems import ProblemError, invalid
+from serve.sending import StateFile
 from serve.settings import Settings
 
 STOP_SECONDS = 30.0
@@ -58,12 +59,16 @@ class Auditing:
         self.audits = Audits(settings.state, Jobs(settings.audit_dashboard))
         self._maker = AuditMaker(settings, self.audits)
         self._uploads = 0
+        self._starting = 0
+        self._looking = asyncio.Lock()
         self._changing: set[str] = set()
+        self._lock = threading.Lock()
 
     async def create(self, request: Request, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits`."""
         await _thread(self.audits.jobs.check)  # before a long upload
-        await self._check_room()
+        async with self._room():
+            pass
         if self._uploads >= self.settings.max_uploads:
             raise ProblemError(
                 429, f"{self._uploads} uploads are coming in, as many as allowed; try again later."
@@ -71,8 +76,8 @@ class Auditing:
         self._uploads += 1
         try:
             body = await self._body(request)
-            await self._check_room()  # an upload takes its time
-            name = await self._make(body)
+            async with self._room():  # an upload takes its time
+                name = await self._make(body)
         finally:
             self._uploads -= 1
         response.headers["Location"] = f"/v1/audits/{name}"
@@ -82,11 +87,20 @@ class Auditing:
         """What is answered once the job runs: no error, which would have it started twice."""
         return await _thread(lambda: self.audits.document(name, begun=True))
 
-    async def _check_room(self) -> None:
-        if (active := await _thread(self.audits.active)) >= self.settings.max_audits:
-            raise ProblemError(
-                429, f"{active} audits run or wait, as many as allowed; try again later."
-            )
+    @asynccontextmanager
+    async def _room(self) -> AsyncIterator[None]:
+        """Keep the place of an audit that is started inside, if there is one for it."""
+        async with self._looking:  # so that what begins to start meanwhile is not missed
+            active = self._starting + await _thread(self.audits.active)
+            if active >= self.settings.max_audits:
+                raise ProblemError(
+                    429, f"{active} audits run or wait, as many as allowed; try again later."
+                )
+            self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
 
     async def _body(self, request: Request) -> AuditBody:
         seconds = self.settings.upload_seconds
@@ -134,37 +148,40 @@ class Auditing:
     async def file(self, audit: str, name: str) -> Response:
         """Answer `GET /v1/audits/{audit}/files/{name}`."""
         found = await _thread(lambda: self.audits.folder(audit).result(name))
+        missing = ProblemError(404, "The audit has no such file; its `results` list them.", "name")
         if found is None:
-            raise ProblemError(404, "The audit has no such file; its `results` list them.", "name")
+            raise missing
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         if name != audit_folder.REPORT:
-            return FileResponse(found, media_type=PARQUET, headers=headers, filename=found.name)
+            media, filename = PARQUET, found.name
+            return StateFile(found, missing, media_type=media, headers=headers, filename=filename)
         headers["Content-Security-Policy"] = await _thread(_policy, found)
-        return FileResponse(found, media_type="text/html; charset=utf-8", headers=headers)
+        return StateFile(found, missing, media_type="text/html; charset=utf-8", headers=headers)
 
     async def resume(self, audit: str, response: Response) -> AuditDocument:
         """Answer `POST /v1/audits/{audit}/resume`."""
-        async with self._alone(audit):
+        with self._alone(audit):
             state = (await _thread(self.audits.state, audit)).state
             if state not in ("stopped", "failed"):
                 raise ProblemError(409, f"The audit is {state}; only stopped or failed ones go on.")
-            await self._check_room()
-            await _thread(self.audits.start, audit)
+            async with self._room():
+                await _thread(self.audits.start, audit)
         response.headers["Location"] = f"/v1/audits/{audit}"
         return await self._begun(audit)
 
     async def delete(self, audit: str) -> Response:
         """Answer `DELETE /v1/audits/{audit}`."""
-        async with self._alone(audit):
+        with self._alone(audit):
             if not await _thread(self.audits.delete, audit, STOP_SECONDS):
                 raise ProblemError(503, "The audit's job has not stopped yet; try again.")
         return Response(status_code=204)
 
-    @asynccontextmanager
-    async def _alone(self, audit: str) -> AsyncIterator[None]:
-        if audit in self._changing:
-            raise ProblemError(409, "The audit is being resumed or deleted by another request.")
-        self._changing.add(audit)
+    @contextmanager
+    def _alone(self, audit: str) -> Iterator[None]:
+        with self._lock:  # requests are in the loop's thread, what goes on is in another
+            if audit in self._changing:
+                raise ProblemError(409, "The audit is being resumed or deleted already.")
+            self._changing.add(audit)
         try:
             yield
         finally:
@@ -184,25 +201,28 @@ class Auditing:
         logger.warning("audits of an earlier cluster are not resumed: there is no job server")
 
     async def report(self) -> None:
-        """Keep the figure of audits by state up to date."""
+        """Keep the figure of audits by state up to date, and remove what was left half done."""
         while True:
             try:
+                await _thread(self.audits.sweep)
                 metrics.audited(await _thread(self.audits.counts))
             except ProblemError as problem:
                 logger.debug("audits are not counted: %s", problem)
             except Exception:
-                logger.exception("audits cannot be counted")
+                logger.exception("audits cannot be swept or counted")
             await asyncio.sleep(REPORT_SECONDS)
 
     def _go_on_now(self) -> None:
-        self.audits.sweep()
         if not any(self.audits.names()):
             return
         self.audits.jobs.check()  # only a server that answers can say that a job is gone
         for name in self.audits.names():
             try:
-                self._go_on_with(name)
+                with self._alone(name):
+                    self._go_on_with(name)
             except (UnknownAuditError, FileNotFoundError):  # removed this moment
+                continue
+            except ProblemError:  # a request does what was to be done
                 continue
             except JobServerError:
                 raise
@@ -212,9 +232,7 @@ class Auditing:
     def _go_on_with(self, name: str) -> None:
         if self.audits.folder(name).cancelled:
             self.audits.delete(name, STOP_SECONDS)
-        elif name in self._changing or not self.settings.resume_audits:
-            return
-        elif self.audits.is_lost(name):
+        elif self.settings.resume_audits and self.audits.is_lost(name):
             logger.info("audit %s goes on", name)
             self.audits.start(name, by_itself=True)
 

@@ -27,7 +27,8 @@ from serve.jobs import Job, Jobs
 ID = re.compile(r"\d{8}T\d{12}-[0-9a-f]{8}")
 INCOMING, REMOVED = ".incoming-", ".removed-"
 STALE_SECONDS = 6 * 3600
-"""What lies unfinished for so long was left by an application that died."""
+"""What lies unfinished for so long was left by an application that died; no archive is unpacked
+for so long."""
 FRUITLESS = 3
 """So often is an audit resumed by itself without one more part coming out."""
 POLL_SECONDS = 0.2
@@ -202,9 +203,11 @@ class Audits:
     def sweep(self) -> None:
         """Remove what an application that died left half made or half removed."""
         for folder in self.root.iterdir() if self.root.is_dir() else ():
-            half = folder.name.startswith(INCOMING)
-            old = time.time() - folder.lstat().st_mtime > STALE_SECONDS
-            if folder.name.startswith(REMOVED) or (half and old):
+            gone = folder.name.startswith(REMOVED)
+            if folder.name.startswith(INCOMING):
+                with suppress(FileNotFoundError):  # whole this moment, and renamed
+                    gone = time.time() - folder.lstat().st_mtime > STALE_SECONDS
+            if gone:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def document(self, name: str, *, results: bool = True, begun: bool = False) -> AuditDocument:

@@ -103,12 +103,19 @@ class Explainer:
         self._served: Callable[[str], Awaitable[ServedModel]] = ray.serve.multiplexed(  # type: ignore[assignment]
             load, max_num_models_per_replica=most
         )
+        self._loading: dict[str, asyncio.Task[ServedModel]] = {}
         self._default = next(iter(folders))
         self._recent: ServedModel | None = None
 
     async def _model(self, model_id: str) -> DeViL:
-        self._recent = await self._served(model_id)
-        return self._recent.model
+        if (task := self._loading.get(model_id)) is None:
+            task = asyncio.ensure_future(self._served(model_id))
+            self._loading[model_id] = task
+            task.add_done_callback(lambda _: self._loading.pop(model_id))
+        # A request that is given up does not end the load, whose thread cannot be stopped: the
+        # next request would load the same model beside it.
+        self._recent = found = await asyncio.shield(task)
+        return found.model
 
     async def explain(self, model_id: str, image: bytes, options: Options, owner: str) -> Answer:
         """Explain the picture in a file's bytes.

@@ -14,17 +14,18 @@ import tempfile
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import ray
 from fastapi import FastAPI, Response
-from fastapi.responses import FileResponse
 
 from devil.explanation import Explanation
 from devil.picture import open_image
 from serve.problems import ProblemError, problem_responses
 from serve.schemas import ExplanationDocument
+from serve.sending import StateFile
 
 FOLDER, DOCUMENT, PICTURE = "explanations", "explanation.json", "picture"
 ID = re.compile(r"[0-9a-f]{32}")
@@ -52,11 +53,17 @@ class Kept:
         self.folder, self.most = Path(state) / FOLDER, most
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        for half in self.folder.glob(".new-*"):  # of an application that died
-            if time.time() - half.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(half, ignore_errors=True)
+        self._sweep()
         found = [path for path in self.folder.iterdir() if ID.fullmatch(path.name)]
         self._ids = deque(path.name for path in sorted(found, key=lambda p: p.stat().st_mtime))
+
+    def _sweep(self) -> None:
+        """Remove what an application that died left half written."""
+        self._swept = time.monotonic()
+        for half in self.folder.glob(".new-*"):
+            with suppress(FileNotFoundError):  # whole this moment, and renamed
+                if time.time() - half.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(half, ignore_errors=True)
 
     def keep(self, document: bytes, picture: bytes) -> str | None:
         """Write an explanation and its picture.
@@ -82,6 +89,8 @@ class Kept:
             gone = [self._ids.popleft() for _ in range(len(self._ids) - self.most)]
         for old in gone:
             shutil.rmtree(self.folder / old, ignore_errors=True)
+        if time.monotonic() - self._swept > STALE_SECONDS:
+            self._sweep()
         return name
 
     def find(self, name: str) -> Path:
@@ -151,18 +160,26 @@ def add_kept_routes(api: FastAPI, kept: Kept) -> None:
 
     async def picture(id: str) -> Response:
         path = kept.find(id) / PICTURE
-        headers = SANDBOX | NEVER_CHANGES
-        return FileResponse(path, media_type="application/octet-stream", headers=headers)
+        headers, media = SANDBOX | NEVER_CHANGES, "application/octet-stream"
+        return StateFile(path, kept.missing(), media_type=media, headers=headers)
 
     async def document(id: str) -> Response:
         path = kept.find(id) / DOCUMENT
-        return FileResponse(path, media_type="application/json", headers=NEVER_CHANGES)
+        headers, media = NEVER_CHANGES, "application/json"
+        return StateFile(path, kept.missing(), media_type=media, headers=headers)
 
     place, missing = "/v1/explanations/{id}", problem_responses(404, 500, 503)
-    for ending, route, media, summary in (
-        (".png", png, "image/png", "A kept explanation, drawn"),
-        (".html", html, "text/html", "A kept explanation as a page that needs nothing else"),
-        ("/picture", picture, "application/octet-stream", "The picture that was explained"),
+    ranges = missing | problem_responses(400, 416)
+    for ending, route, media, summary, problems in (
+        (".png", png, "image/png", "A kept explanation, drawn", missing),
+        (
+            ".html",
+            html,
+            "text/html",
+            "A kept explanation as a page that needs nothing else",
+            missing,
+        ),
+        ("/picture", picture, "application/octet-stream", "The picture that was explained", ranges),
     ):
         content = {media: {"schema": {"type": "string", "format": "binary"}}}
         api.add_api_route(
@@ -170,12 +187,12 @@ def add_kept_routes(api: FastAPI, kept: Kept) -> None:
             route,
             summary=summary,
             response_class=Response,
-            responses={200: {"content": content}, **missing},
+            responses={200: {"content": content}, **problems},
         )
     api.add_api_route(
         place,
         document,
         summary="A kept explanation",
         response_model=ExplanationDocument,
-        responses=missing,
+        responses=ranges,
     )

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from serve.schemas import Problem, Refusal
 from serve.settings import RETRY_AFTER_SECONDS
@@ -93,8 +94,14 @@ def add_problem_handlers(api: FastAPI) -> None:
 
     @api.exception_handler(Exception)
     async def of_ours(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        # The template alone: who knows an explanation's path can fetch it.
+        logger.error("%s %s failed", request.method, route_of(request.scope), exc_info=error)
         return problem_response(internal_error())
+
+
+def route_of(scope: Scope) -> str:
+    """The template of the route that a request found; none where there is none."""
+    return getattr(scope.get("route"), "path", None) or "none"
 
 
 def allowed_methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
@@ -117,6 +124,7 @@ _EXAMPLES: dict[int, Refusal] = {
     409: Refusal(409, "The audit is running; only stopped or failed ones go on."),
     413: Refusal(413, "The body is longer than 20,000,000 bytes; send a smaller picture."),
     415: Refusal(415, "Content-Type is 'text/plain'; send multipart/form-data or JSON."),
+    416: Refusal(416, "Range is 'bytes=9000-'; the file has 1,234 bytes, counted from 0."),
     422: Refusal(
         422, "the model was not trained for ['layer9']; its layers: layer4, all.", "layers"
     ),

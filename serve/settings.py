@@ -98,7 +98,9 @@ class Settings(BaseModel):
         2_000_000_000, ge=1, description="Longer uploads are refused while they are read."
     )
     max_archive_pictures: int = Field(
-        100_000, ge=1, description="Pictures of one upload; of all its files, four times as many."
+        100_000,
+        ge=1,
+        description="Pictures of one upload; of all its files and folders, four times as many.",
     )
     max_unpacked_bytes: int = Field(
         10_000_000_000, ge=1, description="What an upload may unpack to."

@@ -1,5 +1,6 @@
 """Uploaded archives: honest ones come out whole, hostile ones are refused."""
 
+import gzip
 import io
 import os
 import struct
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve import archives
 from serve.archives import ArchiveError, ArchiveLimits, Unpacked, plain_name, unpack
 
 LIMITS = ArchiveLimits(pictures=20, entries=40, bytes=100_000)
@@ -157,7 +159,7 @@ def test_limits_count_what_comes_out(kind: str, tmp_path: Path) -> None:
     assert sum(map(len, written(tmp_path).values())) <= LIMITS.bytes
     with pytest.raises(ArchiveError, match="more than 20 pictures"):
         unpacked(KINDS[kind]([(f"{i}.jpg", b"") for i in range(21)]), tmp_path / "pictures")
-    with pytest.raises(ArchiveError, match="more than 40 files"):
+    with pytest.raises(ArchiveError, match="more than 40 entries"):
         unpacked(KINDS[kind]([(f"{i}.txt", b"") for i in range(41)]), tmp_path / "files")
 
 
@@ -165,6 +167,70 @@ def test_folders_are_counted_too(tmp_path: Path) -> None:
     files = [(f"{i}/b/c/{i}.jpg", b"") for i in range(15)]
     with pytest.raises(ArchiveError, match="more than 40 folders"):
         unpacked(zipped(files), tmp_path)
+    for number, archive in enumerate((folders(40, zipped), folders(40, tarred))):
+        with pytest.raises(ArchiveError, match="more than 40 entries"):
+            unpacked(archive, tmp_path / str(number))
+    for name, archive in (("zip", folders(39, zipped)), ("tar", folders(39, tarred))):
+        assert unpacked(archive, tmp_path / name) == Unpacked(1, 0)
+
+
+def folders(count: int, make: Callable[..., bytes]) -> bytes:
+    """An archive of so many entries of folders, and a picture after them."""
+    if make is zipped:
+        return zipped([*((f"{i}/", b"") for i in range(count)), ("a.jpg", b"x")])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for _ in range(count):
+            folder = tarfile.TarInfo(".")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_that_takes_too_long_is_left(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "SECONDS", 0.0)
+    with pytest.raises(ArchiveError, match="not unpacked after 0 s"):
+        unpacked(KINDS[kind]([("a.jpg", b"x")]), tmp_path)
+    assert written(tmp_path) == {}
+
+
+class Endless(io.RawIOBase):
+    """A file that says the same again and again."""
+
+    def __init__(self, head: bytes, again: bytes) -> None:
+        self.head, self.again, self.place = head, again, 0
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self.place = place
+        return place
+
+    def read(self, size: int = -1) -> bytes:
+        if self.place < len(self.head):
+            content = self.head[self.place :][:size]
+        else:
+            start = (self.place - len(self.head)) % len(self.again)
+            content = (self.again * (size // len(self.again) + 2))[start:][:size]
+        self.place += len(content)
+        return content
+
+
+@pytest.mark.parametrize(
+    ("head", "again"),
+    [
+        (b"", gzip.compress(b"")),
+        (b"\x1f\x8b\x08\x08" + bytes(6), b"x"),  # a name without an end
+    ],
+)
+def test_gzips_that_nothing_comes_out_of_are_left(
+    head: bytes, again: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "SECONDS", 0.1)
+    with pytest.raises(ArchiveError, match="not unpacked after"):
+        unpack(Endless(head, again), tmp_path / "out", LIMITS)  # type: ignore[arg-type]
 
 
 def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
@@ -186,6 +252,18 @@ def test_a_zip_with_an_endless_directory_is_not_read(tmp_path: Path) -> None:
     struct.pack_into("<L", archive, end + 12, size)
     with pytest.raises(ArchiveError, match="too long"):
         unpacked(bytes(archive), tmp_path)
+
+
+def test_a_zip_with_too_long_a_directory_is_not_unpacked_in_part(tmp_path: Path) -> None:
+    limits = ArchiveLimits(pictures=7000, entries=7000, bytes=100_000)
+    archive = bytearray(zipped([("a.jpg", b"x")]))
+    start, end = archive.rfind(b"PK\x01\x02"), archive.rfind(b"PK\x05\x06")
+    directory = bytes(archive[start:end]) * 21_000
+    archive[start:end] = directory
+    struct.pack_into("<L", archive, start + len(directory) + 12, len(directory))
+    with pytest.raises(ArchiveError, match="more than 7,000 entries"):
+        unpacked(bytes(archive), tmp_path, limits)
+    assert written(tmp_path) == {}
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])
@@ -257,6 +335,23 @@ def test_a_zip_with_an_entry_without_a_name(tmp_path: Path) -> None:
     assert archive.count(b"name") == 2
     with pytest.raises(ArchiveError, match="an entry has no name"):
         unpacked(archive.replace(b"name", b"\0ame"), tmp_path)
+
+
+@pytest.mark.parametrize("place", [0x7FFFFFFF, -0x40])
+def test_an_entry_that_lies_elsewhere(place: int, tmp_path: Path) -> None:
+    """In a file on a disk: a place before its beginning is an error of the system there."""
+    content = bytearray(zipped([("a.jpg", b"x")]))
+    if place > 0:
+        struct.pack_into("<L", content, content.rfind(b"PK\x01\x02") + 42, place)
+    else:  # the list says that it begins later, so that all places are counted from before
+        end = content.rfind(b"PK\x05\x06")
+        struct.pack_into(
+            "<L", content, end + 16, struct.unpack_from("<L", content, end + 16)[0] - place
+        )
+    (tmp_path / "a.zip").write_bytes(content)
+    with open(tmp_path / "a.zip", "rb") as file:
+        with pytest.raises(ArchiveError, match="lies outside"):
+            unpack(file, tmp_path / "out", LIMITS)
 
 
 @settings(max_examples=300)

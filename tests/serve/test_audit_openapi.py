@@ -24,7 +24,7 @@ ROUTES = {
     ("get", "/v1/audits/{audit}"): {200, 404, 500, 503},
     ("delete", "/v1/audits/{audit}"): {204, 404, 409, 500, 503},
     ("post", "/v1/audits/{audit}/resume"): {202, 404, 409, 429, 500, 503},
-    ("get", "/v1/audits/{audit}/files/{name}"): {200, 404, 500},
+    ("get", "/v1/audits/{audit}/files/{name}"): {200, 400, 404, 416, 500},
 }
 
 

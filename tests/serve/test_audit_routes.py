@@ -2,8 +2,13 @@
 
 import io
 import json
+import os
+import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +115,8 @@ def test_an_audit_of_an_address_from_its_beginning_to_its_end(service: Service) 
     assert done["state"] == "finished" and done["progress"]["explained"] == 1
     report = service.client.get(done["results"]["report"])
     assert report.text == "<p>report" and "sandbox" in report.headers["content-security-policy"]
+    beyond = service.client.get(done["results"]["report"], headers={"range": "bytes=9-"})
+    problem(beyond, 416, "the file has 9 bytes")
     part = service.client.get(done["results"]["parts"][0])
     assert pq.read_table(io.BytesIO(part.content)).column_names == ["key"]
     problem(service.client.get(f"{path}/files/part-9.parquet"), 404, "no such file")
@@ -155,6 +162,26 @@ def test_only_so_many_audits_run(service: Service) -> None:
     assert service.client.delete(f"/v1/audits/{third}").status_code == 204
     assert service.client.post(f"/v1/audits/{first}/resume").status_code == 202
     assert service.jobs.asked[-1] == f"audit-{first}-2"
+
+
+def test_only_so_many_audits_are_started_at_once(service: Service) -> None:
+    names = [service.begun(), service.begun()]
+    for name in names:
+        service.jobs.known[f"audit-{name}-1"] = Job("failed", 1)
+    service.begun()
+    submit, both = service.jobs.submit, threading.Barrier(2)
+
+    def late(*arguments: Any) -> None:
+        with suppress(threading.BrokenBarrierError):  # one waits in vain, for no other is started
+            both.wait(2)
+        submit(*arguments)
+
+    service.jobs.submit = late  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        paths = [f"/v1/audits/{name}/resume" for name in names]
+        answers = list(pool.map(service.client.post, paths))
+    assert sorted(answer.status_code for answer in answers) == [202, 429]
+    assert service.audits.active() == 2 and service.auditing._starting == 0
 
 
 def test_only_so_many_uploads_come_in(service: Service) -> None:
@@ -243,6 +270,49 @@ def test_an_audit_that_kills_its_job_is_given_up(service: Service) -> None:
     service.jobs.known.clear()
     service.auditing._go_on_now()
     assert len(service.jobs.asked) == 3 + FRUITLESS
+
+
+def test_an_audit_that_goes_on_by_itself_is_not_resumed_beside(service: Service) -> None:
+    name = service.begun()
+    service.jobs.known.clear()
+    submit = service.jobs.submit
+    answers: list[httpx.Response] = []
+
+    def during(*arguments: Any) -> None:
+        service.jobs.submit = submit  # type: ignore[method-assign]
+        answers.append(service.client.post(f"/v1/audits/{name}/resume"))
+        answers.append(service.client.delete(f"/v1/audits/{name}"))
+        submit(*arguments)
+
+    service.jobs.submit = during  # type: ignore[method-assign]
+    service.auditing._go_on_now()
+    for answer in answers:
+        problem(answer, 409, "being resumed or deleted already")
+    assert service.client.delete(f"/v1/audits/{name}").status_code == 204
+
+
+def test_what_a_request_changes_does_not_go_on_by_itself(service: Service) -> None:
+    name = service.begun()
+    service.jobs.known.clear()
+    with service.auditing._alone(name):
+        service.auditing._go_on_now()
+    assert len(service.jobs.asked) == 1
+
+
+def test_what_another_left_half_unpacked_goes_without_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auditing, "REPORT_SECONDS", 0.02)
+    service = Service(tmp_path)
+    with service.client:
+        name = service.begun()
+        half, young = service.audits.incoming("old"), service.audits.incoming("young")
+        os.utime(half, (0, 0))
+        deadline = time.monotonic() + 60
+        while half.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert young.exists() and service.audits.place(name).exists()
 
 
 def test_what_the_job_writes_down(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,25 @@
 """The explainer: what clients are told of errors, models that come and go, health."""
 
+import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 import ray.serve
+import ray.serve.context
 import torch
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve._private.metrics_utils import MetricsPusher
+from ray.serve.context import ReplicaContext
+from ray.serve.schema import ReplicaRank
 from tiny import encoded, picture, tiny_model
 
 from devil import Explanation
 from devil.errors import LayerError
+from serve import explainer
 from serve.admission import BusyError
 from serve.explainer import Explainer, chosen_device, refusal_of
+from serve.reload import ServedModel
 from serve.schemas import ExplainOptions, Refusal
 from serve.settings import Settings
 
@@ -60,6 +69,46 @@ def test_models_come_and_go(tmp_path: Path) -> None:
     handle.probe.remote().result()
     ray.serve.delete("watched")
     assert versions[0] == versions[3] and len(set(versions)) == 3
+
+
+def test_a_load_that_its_requests_gave_up_serves_the_next(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each request that is given up would leave a thread that loads one more copy."""
+    copy = ReplicaContext(
+        replica_id=ReplicaID("one", DeploymentID("Explainer")),
+        servable_object=Explainer,
+        _deployment_config=None,  # type: ignore[arg-type]
+        rank=ReplicaRank(rank=0, node_rank=0, local_rank=0),
+        world_size=1,
+    )
+    monkeypatch.setattr(ray.serve.context, "_INTERNAL_REPLICA_CONTEXT", copy)
+    # There is no controller to be told which models are loaded.
+    monkeypatch.setattr(MetricsPusher, "register_or_update_task", lambda *_: None)
+    loads: list[str] = []
+    go = threading.Event()
+
+    class Slow(ServedModel):
+        def __init__(self, folder: str, device: str, reload_seconds: float) -> None:
+            loads.append(folder)
+            assert go.wait(60)
+            super().__init__(folder, device, reload_seconds)
+
+    monkeypatch.setattr(explainer, "ServedModel", Slow)
+
+    async def ask() -> bytes | Refusal:
+        found = Explainer(Settings(**SETTINGS | {"model": f"one={model_folder}"}))
+        try:
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await found.explain("one", RED, BRIEF, "a")
+        finally:
+            go.set()
+        return await found.explain("one", RED, BRIEF, "a")
+
+    assert isinstance(asyncio.run(ask()), bytes)
+    assert loads == [str(model_folder)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")

@@ -1,5 +1,7 @@
 """Faults of ours on real Serve: the log has the reason, the client has not."""
 
+import logging
+
 import httpx
 import pytest
 import ray.serve
@@ -35,6 +37,21 @@ def test_no_stack_trace_leaves_the_server(faulty: str) -> None:
     assert response.headers["content-type"] == MEDIA_TYPE
     assert response.json()["detail"] == internal_error().detail
     assert "secret" not in response.text and "Traceback" not in response.text
+
+
+def test_the_log_has_no_path_of_a_fault(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    api = FastAPI()
+    add_problem_handlers(api)
+
+    @api.get("/things/{name}")
+    async def fault(name: str) -> None:
+        raise RuntimeError("broken")
+
+    TestClient(api, raise_server_exceptions=False).get("/things/my-secret-name")
+    assert "GET /things/{name} failed" in caplog.text and "my-secret-name" not in caplog.text
 
 
 def test_every_method_of_an_address_is_named() -> None:
