@@ -111,7 +111,7 @@ class Auditor:
         part = f"{self.path}/part-{unit.name}.parquet"
         if self.fs.exists(part):
             found = read_part(self.fs, part)
-            if found.files == unit.files:
+            if found.files == unit.files and found.holds(unit.files, unit.sizes):
                 return {"unit": unit.name, "errors": found.errors, "skipped": True}
         tables, failures = [explanations_table([])], []
         names = {} if self.whole_paths else _names(unit)
@@ -124,7 +124,7 @@ class Auditor:
             rows = [failure._asdict() for failure in failures]
             self._write(name, pa.Table.from_pylist(rows, schema=ERROR_SCHEMA))
         reasons = Counter(f"{failure.stage} {failure.error}" for failure in failures)
-        footer = Part(unit.files, explained, len(failures), reasons).metadata()
+        footer = Part(unit.files, explained, len(failures), reasons, unit.sizes).metadata()
         with renamed(self.fs, part) as name:
             self._write(name, pa.concat_tables(tables).replace_schema_metadata(footer))
         return {"unit": unit.name, "errors": len(failures), "skipped": False}

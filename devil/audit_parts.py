@@ -6,7 +6,7 @@ can be watched while it runs, and without torch.
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import fsspec
@@ -32,6 +32,16 @@ class Part(NamedTuple):
     """Pictures that could not be explained."""
     failures: Mapping[str, int]
     """Errors by stage and reason; they sum to `errors`."""
+    sizes: tuple[int | None, ...] = ()
+    """`sizes` of the unit; parts of earlier versions have none."""
+
+    def holds(self, files: Sequence[str], sizes: Sequence[int | None]) -> bool:
+        """Whether it was made from these files, as they are now; unknown sizes count as equal."""
+        then = dict(zip(self.files, self.sizes or [None] * len(self.files), strict=True))
+        now = dict(zip(files, sizes or [None] * len(files), strict=True))
+        return now.keys() <= then.keys() and all(
+            None in (size, then[file]) or size == then[file] for file, size in now.items()
+        )
 
     def metadata(self) -> dict[bytes, bytes]:
         """The footer."""
@@ -79,7 +89,8 @@ def read_part(fs: fsspec.AbstractFileSystem, name: str) -> Part:
     try:
         with guarded(fs, name, name) as file:
             values = json.loads(pq.read_schema(file).metadata[METADATA])
-        return Part(**{**values, "files": tuple(values["files"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("files", "sizes")}
+        return Part(**{**values, **lists})
     except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
         raise DataError(
             f"{name} is corrupt, or no part of an audit ({error!r}); remove it."

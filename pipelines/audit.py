@@ -4,7 +4,7 @@
 
 One row for each picture and layer goes to `part-*.parquet`; pictures that cannot be read stand in
 `errors/`; `index.html` shows the first of them. The same command goes on where a run was stopped,
-and explains what has been added since.
+and explains what has been added or has grown since.
 """
 
 import json
@@ -86,8 +86,7 @@ class AuditWorker:
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Explain one unit, given as JSON (Ray Data's columns hold no tuples)."""
-        name, paths, files = json.loads(unit)
-        return self.auditor(Unit(name, tuple(paths), tuple(files)))
+        return self.auditor(Unit.from_json(unit))
 
 
 def audit(options: AuditOptions) -> Path:
@@ -151,7 +150,7 @@ def _units(images: str, parts: Mapping[str, Part]) -> list[Unit]:
 
 def _is_done(unit: Unit, parts: Mapping[str, Part]) -> bool:
     part = parts.get(unit.name)
-    return part is not None and set(unit.files) <= set(part.files)
+    return part is not None and part.holds(unit.files, unit.sizes)
 
 
 def _known_pictures(units: list[Unit], parts: Mapping[str, Part], inside: str | None) -> int | None:

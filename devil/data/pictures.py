@@ -4,6 +4,7 @@ A picture's key is its path below the folder that was asked for, or its key in t
 cannot be read or decoded is a `Failure` in its place; the pictures after it still come.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,10 +16,15 @@ from devil.data.webdataset import IMAGE_SUFFIXES, list_shards, read_shard, shard
 from devil.errors import DataError, ImageError
 from devil.files import really_inside
 from devil.picture import MAX_PIXELS, open_image
+from devil.storage import in_threads
 
 WILDCARDS = "*?["
 PIXEL_BYTES = 8
 """A pixel of an uncompressed 16-bit RGBA picture; longer files are not read."""
+
+
+Sizes = Mapping[str, int | None]
+"""Bytes of files by their paths; None: unknown."""
 
 
 class Unit(NamedTuple):
@@ -28,6 +34,14 @@ class Unit(NamedTuple):
     paths: tuple[str, ...]
     files: tuple[str, ...]
     """The paths below the folder that was asked for."""
+    sizes: tuple[int | None, ...] = ()
+    """Bytes of each file as it was listed; None, or no sizes: unknown."""
+
+    @classmethod
+    def from_json(cls, text: str) -> "Unit":
+        """A unit as `json.dumps` has written it."""
+        name, *rest = json.loads(text)
+        return cls(name, *map(tuple, rest))
 
 
 class Picture(NamedTuple):
@@ -56,7 +70,9 @@ def list_units(
     """
     fs, path = fsspec.core.url_to_fs(images)
     if images.endswith(".tar"):
-        return _shard_units(list_shards(images), _root(images))
+        shards = list_shards(images)
+        lengths = in_threads(lambda shard: fs.info(shard)["size"], shards)
+        return _shard_units(shards, _root(images), dict(zip(shards, lengths, strict=True)))
     found = (fs.find if fs.exists(path) else fs.glob)(path, detail=True)
     paths = {
         name: info.get("type", "file")
@@ -65,7 +81,9 @@ def list_units(
     }
     # Links have a type of their own, wherever they point.
     paths = [p for p, t in paths.items() if t == "file" or (t != "directory" and not fs.isdir(p))]
-    paths = [fs.unstrip_protocol(p) if "://" in images else p for p in paths]
+    address = fs.unstrip_protocol if "://" in images else str
+    sizes = {address(p): found[p].get("size") for p in paths}
+    paths = list(sizes)
     shards = [p for p in paths if p.endswith(".tar")]
     paths = [p for p in paths if not p.endswith(".tar")]
     if shards and paths:
@@ -74,36 +92,42 @@ def list_units(
             f"of the shards, {images.rstrip('/')}/*.tar, and keep the pictures in another folder."
         )
     if shards:
-        return _shard_units(shards, _root(images))
+        return _shard_units(shards, _root(images), sizes)
     if not paths:
         raise DataError(
             f"no pictures at {images}; give a folder or glob of {', '.join(IMAGE_SUFFIXES)} "
             "files, or webdataset shards."
         )
-    return _file_units(_below(paths, _root(images)), files_per_unit, done or {})
+    return _file_units(_below(paths, _root(images)), sizes, files_per_unit, done or {})
 
 
-def _shard_units(shards: Sequence[str], root: str) -> list[Unit]:
+def _shard_units(shards: Sequence[str], root: str, sizes: Sizes) -> list[Unit]:
     files = _below(shards, root)
     names = shard_names(shards)
-    return [Unit(n, (p,), (f,)) for n, (f, p) in zip(names, files.items(), strict=True)]
+    return [
+        Unit(name, (path,), (file,), (sizes[path],))
+        for name, (file, path) in zip(names, files.items(), strict=True)
+    ]
 
 
 def _file_units(
-    paths: Mapping[str, str], size: int, done: Mapping[str, Sequence[str]]
+    paths: Mapping[str, str], sizes: Sizes, count: int, done: Mapping[str, Sequence[str]]
 ) -> list[Unit]:
+    def unit(name: str, files: tuple[str, ...]) -> Unit:
+        found = tuple(left.pop(file) for file in files)
+        return Unit(name, found, files, tuple(sizes[path] for path in found))
+
     units = []
     left = dict(paths)
     for name, files in sorted(done.items()):
         here = tuple(file for file in files if file in left)
         if here:
-            units.append(Unit(name, tuple(left.pop(file) for file in here), here))
+            units.append(unit(name, here))
     files, number = list(left), 0
-    for start in range(0, len(files), size):
+    for start in range(0, len(files), count):
         while f"{number:05d}" in done:
             number += 1
-        chunk = tuple(files[start : start + size])
-        units.append(Unit(f"{number:05d}", tuple(left[file] for file in chunk), chunk))
+        units.append(unit(f"{number:05d}", tuple(files[start : start + count])))
         number += 1
     return units
 

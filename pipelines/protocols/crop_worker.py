@@ -47,12 +47,11 @@ class CropsWorker:
 
     def __call__(self, unit: str) -> dict[str, Any]:
         """Describe one unit, given as JSON; its rows come back as safetensors."""
-        name, paths, files = json.loads(unit)
-        found = pictures(Unit(name, tuple(paths), tuple(files)))
+        asked = Unit.from_json(unit)
         readable: list[Picture] = []
         failed: list[str] = []
         parts: dict[str, list[np.ndarray]] = {}
-        for item in islice(found, self.options.limit or None):
+        for item in islice(pictures(asked), self.options.limit or None):
             if isinstance(item, Failure):
                 failed.append(item.key or item.source)
             elif self._fits(item):
@@ -65,7 +64,7 @@ class CropsWorker:
         # safetensors writes an array's memory as it lies, whatever its strides say.
         tensors = {key: np.ascontiguousarray(np.concatenate(rows)) for key, rows in parts.items()}
         return {
-            "unit": name,
+            "unit": asked.name,
             "keys": json.dumps([picture.key for picture in readable]),
             "failed": json.dumps(failed),
             "tensors": safetensors.numpy.save(tensors),

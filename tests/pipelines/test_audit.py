@@ -20,7 +20,7 @@ from devil.audit import (
 )
 from devil.audit_parts import Part, count, finished_parts
 from devil.config import DecodingConfig
-from devil.data.pictures import PIXEL_BYTES, Failure, Picture, list_units, pictures
+from devil.data.pictures import PIXEL_BYTES, Failure, Picture, Unit, list_units, pictures
 from devil.errors import ConfigError, DataError, LayerError, LockError, QueryError
 from devil.images import open_image
 from devil.lock import Lock
@@ -94,7 +94,9 @@ def test_audit_equals_explain_and_accounts_for_every_picture(
     reasons = {"decode ImageError": 1, "read FileNotFoundError": 1}
     (part,) = finished_parts(str(tmp_path / "report")).values()
     assert sorted(part.files) == sorted([*found, "broken.jpg", "dangling.jpg"])
-    assert part[1:] == (4, 2, reasons)
+    assert part[1:4] == (4, 2, reasons)
+    lengths = [(root / name).stat().st_size if (root / name).exists() else 0 for name in part.files]
+    assert list(part.sizes) == lengths
     assert json.loads((tmp_path / "report" / PLAN).read_text()) == {"pictures": 6, "units": 1}
     shown = list(audited(options(model_folder, tmp_path)))
     assert sorted(e.source or "" for e in shown) == sorted(found)
@@ -102,6 +104,30 @@ def test_audit_equals_explain_and_accounts_for_every_picture(
         assert explanation == found[explanation.source]
         opened = open_image(root / str(explanation.source))
         assert np.array_equal(np.asarray(explanation.image), np.asarray(opened))
+
+
+def test_a_file_that_was_half_copied_is_read_again_when_it_is_whole(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    photos(tmp_path, 2)
+    late = tmp_path / "photos" / "1.png"
+    whole = late.read_bytes()
+    late.write_bytes(whole[: len(whole) // 2])
+    request = options(model_folder, tmp_path)
+    assert "1 pictures could not be read" in audit(request).read_text()
+    late.write_bytes(whole)
+    assert "2 pictures are explained, 0 pictures could not be read" in audit(request).read_text()
+    part = tmp_path / "report" / "part-00000.parquet"
+    before = part.stat().st_mtime_ns
+    audit(request)
+    assert part.stat().st_mtime_ns == before
+
+
+def test_parts_know_their_files_by_name_and_size() -> None:
+    part = Part(("a", "b"), 2, 0, {}, (5, None))
+    assert part.holds(("a", "b"), (5, 9)) and part.holds(("b",), (3,)) and part.holds(("a",), ())
+    assert not part.holds(("a", "b"), (6, 9)) and not part.holds(("a", "c"), (5, 1))
+    assert Part(("a",), 1, 0, {}).holds(("a",), (7,))  # of an earlier version
 
 
 def test_the_same_command_counts_old_errors_and_explains_what_is_new(
@@ -202,7 +228,7 @@ def test_a_part_of_other_files_is_not_taken_for_this_one(
     config = AuditConfig(dense=False, layers=("all",))
     auditor = Auditor(model, str(tmp_path), config, DecodingConfig(max_new_tokens=2))
     (unit,) = list_units(str(tmp_path / "photos"))
-    first = unit._replace(paths=unit.paths[:1], files=unit.files[:1])
+    first = Unit(unit.name, unit.paths[:1], unit.files[:1], unit.sizes[:1])
     assert [auditor(u)["skipped"] for u in (first, first, unit, unit)] == [False, True] * 2
     (tmp_path / "part-00000.parquet").write_text("no table")
     with pytest.raises(DataError, match=r"part-00000\.parquet is corrupt"):
