@@ -222,8 +222,9 @@ class Endless(io.RawIOBase):
     ("head", "again"),
     [
         (b"", gzip.compress(b"")),
-        (b"\x1f\x8b\x08\x08" + bytes(6), b"x"),  # a name without an end
+        (b"\x1f\x8b\x08\x08" + bytes(6), b"x"),
     ],
+    ids=["empty ones", "a name without an end"],
 )
 def test_gzips_that_nothing_comes_out_of_are_left(
     head: bytes, again: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
