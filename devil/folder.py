@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from os import PathLike
@@ -47,6 +48,10 @@ KEYS = set(
     "language_model_digest embedding_width translator training".split()
 )
 """Keys of `config.json`."""
+
+_loading = threading.Lock()
+"""While transformers loads, all threads of the process see the number format and the beginnings of
+weights that it has set: two models at once would spoil each other."""
 
 
 def save_model(model: DeViL, folder: str | PathLike[str]) -> None:
@@ -160,10 +165,13 @@ def load_model(
     with_backbone: bool = True,
     revision: str | None = None,
 ) -> DeViL:
-    """Load a model folder; arguments and errors as `DeViL.from_pretrained`."""
+    """Load a model folder; arguments and errors as `DeViL.from_pretrained`.
+
+    Threads that load at the same time wait for each other.
+    """
     folder = find_folder(name, revision)
     config = read_config(folder)
-    with _understood(folder):
+    with _understood(folder), _loading:
         return _assemble(folder, config, device, backbone_weights, language_model, with_backbone)
 
 

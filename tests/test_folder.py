@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_saved_and_loaded_equals_the_original(
     ours, theirs = (m.explain(picture, queries=["red circle", "line"]) for m in (model, again))
     assert ours == theirs
     assert ours.to_json() == theirs.to_json()
+
+
+def test_threads_that_load_at_once_get_whole_models(tree: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(lambda _: load_model(tree / "model"), range(12)))
+    for model in loaded:
+        assert model.backbone is not None and model.backbone.digest() == model.backbone_digest
+        assert model.language_model.digest() == loaded[0].language_model.digest()
 
 
 def test_statistics_do_not_need_their_file(copied: Path) -> None:
