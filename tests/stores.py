@@ -1,5 +1,6 @@
 """Feature stores made up of seeded numbers, in which every vector tells where it comes from."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,10 @@ def synthetic_store(
         writer.commit(PartMetadata("x", 1, rows, 0, 0.0))
         number += rows
     return store
+
+
+def counted(store: FeatureStore) -> FeatureStore:
+    """The store as an extraction leaves it that has ended."""
+    rows = sum(part[0] for part in store.contents().values())
+    store.write_manifest(dataclasses.replace(store.manifest, rows=rows))
+    return FeatureStore.open(store.root)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from ray_head import RAY, environment, ray_head
+from stores import counted
 from tiny import tiny_backbone_weights, tiny_language_model, tiny_shards, tiny_store
 
 from devil.features import FeatureStore
@@ -102,7 +103,7 @@ def test_a_job_that_fails_says_why_and_exits_with_one(address: str, tmp_path: Pa
 
 def test_a_retraining_that_has_learned_nothing_is_refused(address: str, tmp_path: Path) -> None:
     tiny_shards(tmp_path / "shards", shards=2, rows=5)
-    tiny_store(tmp_path / "fixed", shards=1, rows=4)
+    counted(tiny_store(tmp_path / "fixed", shards=1, rows=4))
     names = {"store": "store", "held-out": "fixed/store", "models": "models"}
     folders = [f"--{option}={tmp_path / name}" for option, name in names.items()]
     command = ("python", "pipelines/retrain.py", str(tmp_path / "shards"), *folders)

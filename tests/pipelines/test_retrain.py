@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from stores import synthetic_store
+from stores import counted, synthetic_store
 from tiny import (
     CAPTIONS,
     sample_members,
@@ -83,13 +83,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     counted(held_out)
     teach_captions(tiny_language_model(folder / "lm"))
     return folder
-
-
-def counted(store: FeatureStore) -> FeatureStore:
-    """The store as an extraction leaves it that has ended."""
-    rows = sum(part[0] for part in store.contents().values())
-    store.write_manifest(dataclasses.replace(store.manifest, rows=rows))
-    return FeatureStore.open(store.root)
 
 
 def teach_captions(folder: str) -> None:
