@@ -38,16 +38,24 @@ def lines(found: TestClient, *pictures: bytes) -> list[dict[str, Any]]:
     return sorted(map(json.loads, answer.text.splitlines()), key=lambda line: line["index"])
 
 
+class Clock:
+    """asyncio, whose sleeps are noted and take no time; others in this process sleep as ever."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
 def test_a_busy_explainer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The request was taken, so that none of its pictures is refused for others' sake."""
-    slept: list[float] = []
-    now = asyncio.sleep
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        await now(0)
-
-    monkeypatch.setattr(explaining.asyncio, "sleep", sleep)
+    clock = Clock()
+    monkeypatch.setattr(explaining, "asyncio", clock)
     asked: Counter[bytes] = Counter()
 
     async def ask(model: str, picture: bytes, *_: Any) -> bytes | Refusal:
@@ -65,7 +73,7 @@ def test_a_busy_explainer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> Non
     assert first == {"index": 0, "explanation": {"of": "a"}}
     assert second == {"index": 1, "explanation": {"of": "b"}}
     assert third["problem"]["status"] == 422 and third["problem"]["field"] == "image"
-    assert asked == {b"a": 1, b"b": 4, b"c": 1} and len(slept) == 3
+    assert asked == {b"a": 1, b"b": 4, b"c": 1} and len(clock.slept) == 3
 
 
 def test_one_that_stays_busy_is_given_up_in_time() -> None:
