@@ -19,7 +19,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
     A failure leaves what was there before, and nothing else. The folder must exist.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     file = open(temporary, "xb")  # as the process's mask says, which only setting it would tell
     try:
         with file:
