@@ -69,9 +69,10 @@ def check_frozen(lm: LanguageModel, digest: str) -> None:
     Raises:
         LanguageModelError: its weights are others here.
     """
-    if lm.digest() != digest:
+    found = lm.digest()
+    if found != digest:
         raise LanguageModelError(
-            f"{lm.config.name} has the weights {lm.digest()} on this worker, and those of the run "
+            f"{lm.config.name} has the weights {found} on this worker, and those of the run "
             f"are {digest}; give all machines the same ones."
         )
 

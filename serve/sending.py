@@ -58,7 +58,7 @@ class StateFile(FileResponse):
         if head is not None:
             refused = _refusal(head["status"], Headers(scope=scope), self.stat_result.st_size)
             own = Headers(raw=head["headers"])
-            kept = {name: own[name] for name in ("content-range",) if name in own}
+            kept = {name: value for name, value in own.items() if name == "content-range"}
             await problem_response(refused, kept)(scope, receive, send)
 
 

@@ -71,8 +71,8 @@ class PhotoRows:
         while batch := list(islice(rows, AT_ONCE)):
             contents = self._fetched(batch)
             # The last batch may hold one photo: it is judged beside the batch before.
-            some_are_read &= len(batch) < AT_ONCE
-            some_are_read |= any(isinstance(content, bytes) for content in contents)
+            beside = some_are_read and len(batch) < AT_ONCE
+            some_are_read = beside or any(isinstance(content, bytes) for content in contents)
             for row, content in zip(batch, contents, strict=True):
                 yield self._row(row, content, some_are_read=some_are_read)
 
