@@ -37,7 +37,7 @@ logger = logging.getLogger("results")
 TEMPLATE = "results.md.jinja"
 PREPARATION = "preparation"
 """Name of the record of what comes before the protocols."""
-PREPARATION_LABEL = "trainings, two at a time, one core each"
+PREPARATION_LABEL = "trainings, and the units' features, two at a time, one core each"
 PROTOCOLS = tuple(FINDINGS)
 """In the report's order."""
 
@@ -80,7 +80,6 @@ def results(options: ResultsOptions) -> None:
         records=records,
         machines=_machines(records),
         minutes=minutes_table(records).markdown(),
-        notes=notes(records),
         pictures=pictures.name,
         tables={
             name: {key: make(records[name]).markdown() for key, make in tables.items()}
@@ -135,15 +134,6 @@ def _machines(records: Mapping[str, Record]) -> list[Record]:
     """Every machine once."""
     found = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in records.values()}
     return list(found.values())
-
-
-def notes(records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """What somebody wrote beside figures → the protocols that it was written for."""
-    found: dict[str, list[str]] = {}
-    for name, record in records.items():
-        if "note" in record:
-            found.setdefault(record["note"], []).append(name)
-    return found
 
 
 def minutes_table(records: Mapping[str, Record]) -> ReportTable:
