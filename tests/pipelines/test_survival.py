@@ -107,24 +107,25 @@ def assert_same(one: FeatureStore, two: FeatureStore) -> None:
 
 
 @contextmanager
-def killing(store: Path, seconds: float) -> Iterator[list[int]]:
-    """SIGKILL a worker every few seconds, whatever it is at; the list gets their processes.
+def killing(store: Path, every: int) -> Iterator[list[int]]:
+    """SIGKILL the first worker seen, and one after `every` finished parts, whatever it is at.
 
-    If nothing was finished meanwhile, for workers take longer than that to start on a slow machine,
-    the time between kills grows by half, so that the run comes to an end.
+    Parts are counted, not seconds, so that a fast machine sees as many kills as a slow one, and
+    workers that take long to start do start. The list gets the killed processes.
     """
     killed: list[int] = []
     stopped = threading.Event()
     rng = random.Random(0)
 
     def kill() -> None:
-        between, before = seconds, 0
-        while not stopped.wait(between):
+        due = 0
+        while not stopped.wait(0.05):
+            if len(list(store.glob("part-*"))) < due or stopped.wait(rng.random() / 2):
+                continue
             if workers := workers_of(os.getpid(), ACTOR):
                 killed.append(rng.choice(sorted(workers)))
                 os.kill(killed[-1], signal.SIGKILL)
-            parts = len(list(store.glob("part-*")))
-            between, before = between if parts > before else 1.5 * between, parts
+                due = len(list(store.glob("part-*"))) + every
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -138,9 +139,9 @@ def killing(store: Path, seconds: float) -> Iterator[list[int]]:
 def test_workers_that_are_killed_change_nothing(
     dirty: Input, undisturbed: FeatureStore, tmp_path: Path
 ) -> None:
-    with killing(tmp_path, seconds=4) as killed:
+    with killing(tmp_path, every=20) as killed:
         extract(dirty.options(tmp_path))
-    assert len(killed) >= 3
+    assert len(killed) >= 4
     assert_same(undisturbed, FeatureStore.open(str(tmp_path)))
 
 
