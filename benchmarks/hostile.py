@@ -1,6 +1,6 @@
 """Thousands of hostile requests to a running service, and whether it then still answers.
 
-    serve run serve.app:app model=runs/demo/model
+    make serve
     python benchmarks/hostile.py http://127.0.0.1:8000
 
 What must come out: no status of 500 or more, no request that hangs, no word of the code in an
