@@ -120,12 +120,13 @@ def killing(store: Path, every: int) -> Iterator[list[int]]:
     def kill() -> None:
         due = 0
         while not stopped.wait(0.05):
-            if len(list(store.glob("part-*"))) < due or stopped.wait(rng.random() / 2):
+            parts = len(list(store.glob("part-*")))
+            if parts < due or stopped.wait(rng.random() / 2):
                 continue
             if workers := workers_of(os.getpid(), ACTOR):
                 killed.append(rng.choice(sorted(workers)))
                 os.kill(killed[-1], signal.SIGKILL)
-                due = len(list(store.glob("part-*"))) + every
+                due = parts + every
 
     thread = threading.Thread(target=kill)
     thread.start()
